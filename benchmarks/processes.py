@@ -1,0 +1,135 @@
+"""The processes of one server: all that it starts, what memory they hold, and their end.
+
+Ray's workers, an EngineCore or an HAProxy leave the group and outlive the parent of a server that
+dies. The benchmark adopts such orphans (a Linux subreaper), so its own descendants are always all
+of them, and nobody else's process is ever touched.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO
+
+import psutil
+
+ENGINE_TITLE = "VLLM::EngineCore"
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Of the process that holds the HTTP connections, and of all that the server started."""
+
+    api_process: str
+    api_rss_bytes: int
+    api_pss_bytes: int
+    total_pss_bytes: int
+    num_processes: int
+
+
+def adopt_orphans() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) was refused")
+
+
+def start(command: list[str], *, cwd: str, env: dict[str, str], log: IO[bytes]) -> psutil.Popen:
+    return psutil.Popen(
+        command, cwd=cwd, env=env, stdout=log, stderr=log, stdin=-3, start_new_session=True
+    )
+
+
+def descendants() -> list[psutil.Process]:
+    """Ours, without the dead that wait for their parent."""
+    found = psutil.Process().children(recursive=True)
+    return [process for process in found if _is_alive(process)]
+
+
+def stop_all(leader: psutil.Popen, *, grace_s: float) -> int:
+    """Ask the leader, then whatever is left, then insist; return how many did not go when asked."""
+    everyone = {leader.pid: leader, **{process.pid: process for process in descendants()}}
+    _signal([leader], signal.SIGINT)
+    psutil.wait_procs(everyone.values(), timeout=grace_s)
+    leftovers = descendants()
+    for kind, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)):
+        remaining = descendants()
+        _signal(remaining, kind)
+        psutil.wait_procs(remaining, timeout=patience_s)
+    _reap()
+    return len(leftovers)
+
+
+def measure() -> Memory | None:
+    """None where no EngineCore tells which process is the one with the HTTP connections.
+
+    EngineCore's parent is vLLM's API server, Ray Serve LLM's replica or Ballast's replica.
+    """
+    processes = descendants()
+    api = next((_parent(process) for process in processes if _is_engine(process)), None)
+    if api is None:
+        return None
+    own = api.memory_full_info()
+    return Memory(
+        api_process=" ".join(api.cmdline())[:100],
+        api_rss_bytes=own.rss,
+        api_pss_bytes=own.pss,
+        total_pss_bytes=sum(_pss_bytes(process) for process in processes),
+        num_processes=len(processes),
+    )
+
+
+def listener(port: int) -> str | None:
+    """Who listens on the port, in words."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            if connection.pid is None:
+                return "a process of someone else"
+            return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return None
+
+
+def _parent(process: psutil.Process) -> psutil.Process | None:
+    try:
+        return process.parent()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _is_engine(process: psutil.Process) -> bool:
+    try:
+        return " ".join(process.cmdline()).startswith(ENGINE_TITLE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _pss_bytes(process: psutil.Process) -> int:
+    try:
+        return process.memory_full_info().pss
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _signal(processes: Iterable[psutil.Process], kind: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(kind)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _reap() -> None:
+    """Bury adopted orphans; nobody else waits for them."""
+    for process in psutil.Process().children():
+        try:
+            os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:
+            continue

@@ -1,0 +1,164 @@
+"""vLLM, as far as it dies: EngineCore and its workers, in processes beside this one.
+
+vLLM's own front (tokenizer, detokenizer, stop strings, logprobs, the OpenAI layer) stays in this
+process and outlives them: see `vllm_front`.
+"""
+
+import asyncio
+import copy
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from deployments import processes
+from deployments.engines.protocol import Listener, LoadFailed, Measurement
+from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
+from deployments.errors import EngineDied
+from deployments.oom import death_from_exception
+from vram.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreRequest
+
+
+class VLLMEngine:
+    """Engine[EngineCoreRequest]."""
+
+    def __init__(self, make_config: Callable[[EngineSettings], "VllmConfig"]) -> None:
+        self._make_config = make_config
+        self._life = ""
+        self._core: Any = None  # vllm.v1.engine.core_client.AsyncMPClient
+        self._reader: asyncio.Task[None] | None = None
+        self._segments: frozenset[Path] = frozenset()
+        self._folder = tempfile.TemporaryDirectory(prefix="ballast-vllm-")
+        self.config: VllmConfig | None = None  # of the life in force
+
+    @property
+    def core(self) -> Any:
+        """vLLM's client of the running EngineCore, for calls that are none of the five."""
+        if self._core is None:
+            raise EngineDied("vLLM's EngineCore is not running")
+        return self._core
+
+    async def start(self, settings: EngineSettings, listener: Listener) -> None:
+        self._life = uuid.uuid4().hex
+        try:
+            # It blocks until the engine has loaded or failed.
+            self.config, self._core = await asyncio.to_thread(self._spawn, settings)
+        except Exception as error:
+            death = death_from_exception(error, "loading", self._last_words())
+            raise LoadFailed(death) from error
+        self._segments = processes.shared_memory_segments(processes.find(self._life))
+        self._reader = asyncio.create_task(self._read(self._core, listener))
+
+    async def generate(self, request: "EngineCoreRequest", emitted: Sequence[int]) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self.core.add_request_async(resumed(request, emitted))
+        except EngineDeadError as error:
+            raise EngineDied(str(error)) from error
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        if self._core is not None:
+            await self._core.abort_requests_async(list(request_ids))
+
+    async def measure(self) -> Measurement:
+        found = await asyncio.to_thread(processes.find, self._life)
+        return Measurement(
+            resident_bytes=await asyncio.to_thread(processes.resident_bytes, found),
+            device_bytes=device_bytes(found),
+            process_ids=tuple(process.pid for process in found),
+        )
+
+    async def stop(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+            self._reader = None
+        await processes.reap(self._life)
+        core, self._core = self._core, None
+        if core is not None:
+            await asyncio.to_thread(core.shutdown, 0.0)
+        for segment in self._segments:
+            segment.unlink(missing_ok=True)
+        self._segments = frozenset()
+        self._black_box.unlink(missing_ok=True)
+
+    @property
+    def _black_box(self) -> Path:
+        return Path(self._folder.name) / f"{self._life}.jsonl"
+
+    def _spawn(self, settings: EngineSettings) -> tuple["VllmConfig", Any]:
+        from vllm.v1.engine.core_client import EngineCoreClient
+        from vllm.v1.executor import Executor
+
+        config = self._make_config(settings)
+        os.environ[BLACK_BOX] = str(self._black_box)
+        with processes.marked(self._life):
+            core = EngineCoreClient.make_async_mp_client(
+                vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
+            )
+        return config, core
+
+    async def _read(self, core: Any, listener: Listener) -> None:
+        while True:
+            try:
+                outputs = await core.get_output_async()
+            except Exception as error:
+                listener.died(death_from_exception(error, "running", self._last_words()))
+                return
+            listener.stepped(outputs)
+
+    def _last_words(self) -> str:
+        """The first exception that a process of this life logged: the others follow from it."""
+        try:
+            lines = self._black_box.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return ""
+        words = [json.loads(line) for line in lines]
+        return "\n".join(f"{word['class']}: {word['message']}" for word in words)
+
+
+def resumed(request: "EngineCoreRequest", emitted: Sequence[int]) -> "EngineCoreRequest":
+    """The request as it enters an engine that has to go on after `emitted`."""
+    if not emitted:
+        return request
+    again = copy.copy(request)
+    again.prompt_token_ids = [*(request.prompt_token_ids or ()), *emitted]
+    params = request.sampling_params.clone() if request.sampling_params else None
+    if params is not None:
+        params.extra_args = {
+            **(params.extra_args or {}),
+            EMITTED: len(emitted),
+            PROMPT: len(request.prompt_token_ids or ()),
+        }
+        params.prompt_logprobs = None  # the client has them since the first token
+    again.sampling_params = params
+    return again
+
+
+def device_bytes(found: Sequence[psutil.Process]) -> int:
+    """Memory that these processes hold on NVIDIA GPUs; 0 where there is no such GPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    ids = {process.pid for process in found}
+    total = 0
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+            if process.pid in ids and process.usedGpuMemory is not None:
+                total += int(process.usedGpuMemory)
+    return total
+

@@ -1,0 +1,170 @@
+"""vLLM's own front over an engine that may die: AsyncLLM and the OpenAI layer, used as they are.
+
+The journal sits below vLLM's output processor, at the client of EngineCore: whatever happens to the
+engine, the detokenizer, the search for stop strings, the logprobs and the parsers of a stream live
+on in this process and see each token once.
+"""
+
+import asyncio
+import dataclasses
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from deployments.engines.protocol import Step
+from deployments.engines.vllm import VLLMEngine
+from deployments.errors import LadderExhausted, UnknownOption
+from deployments.keeper import Keeper
+from vram.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreOutputs, EngineCoreRequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+# Facts that the plan or the deployment owns: with a second owner the engine could differ from its
+# placement.
+_OWNED = frozenset(field.name for field in dataclasses.fields(EngineSettings)) | {
+    "api_key",
+    "disable_log_stats",
+    "distributed_executor_backend",
+    "host",
+    "model",
+    "port",
+    "served_model_name",
+}
+
+
+class JournaledCore:
+    """Stands where AsyncLLM expects the client of EngineCore, and goes on when that dies."""
+
+    def __init__(self) -> None:
+        self.engine_ranks_managed = [0]
+        self.resources = SimpleNamespace(engine_dead=False)
+        self._keeper: Keeper[EngineCoreRequest] | None = None
+        self._engine: VLLMEngine | None = None
+        self._outputs: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
+
+    def attach(self, keeper: "Keeper[EngineCoreRequest]", engine: VLLMEngine) -> None:
+        self._keeper = keeper
+        self._engine = engine
+
+    def on_step(self, step: Step) -> None:
+        self._outputs.put_nowait(step)  # type: ignore[arg-type]
+
+    def on_give_up(self, error: LadderExhausted) -> None:
+        self.resources.engine_dead = True
+        self._outputs.put_nowait(error)
+
+    async def get_output_async(self) -> "EngineCoreOutputs":
+        outputs = await self._outputs.get()
+        if isinstance(outputs, Exception):
+            raise outputs
+        return outputs
+
+    async def add_request_async(self, request: "EngineCoreRequest") -> None:
+        assert self._keeper is not None
+        prompt_tokens = len(request.prompt_token_ids or ())
+        params = request.sampling_params
+        output_tokens = (params.max_tokens or 0) if params else 0
+        await self._keeper.generate(
+            request.request_id, request, total_tokens=prompt_tokens + output_tokens
+        )
+
+    async def abort_requests_async(self, request_ids: list[str]) -> None:
+        assert self._keeper is not None
+        await self._keeper.abort(request_ids)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """The keeper ends the engine; AsyncLLM has nothing to end."""
+
+    def __getattr__(self, name: str) -> Any:
+        """All that needs no journal goes to the client of the engine that now runs."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        assert self._engine is not None
+        return getattr(self._engine.core, name)
+
+
+def front_args(model: str, name: str, options: Mapping[str, Any]) -> Namespace:
+    """vLLM's server arguments: its own defaults, and the user's `engine_args`.
+
+    Raises `UnknownOption` for a key that vLLM does not have, or that the plan owns.
+    """
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = _arg_parser()(FlexibleArgumentParser())
+    args = parser.parse_args(["--model", model, "--served-model-name", name])
+    for key, value in options.items():
+        if key in _OWNED:
+            raise UnknownOption("vllm", key, "the plan owns it; set it beside `engine_args`")
+        if not hasattr(args, key):
+            raise UnknownOption("vllm", key, "vLLM has no such argument")
+        setattr(args, key, value)
+    args.disable_log_stats = False
+    return args
+
+
+def make_config(
+    args: Namespace, settings: EngineSettings, *, placement_group: Any = None
+) -> "VllmConfig":
+    """vLLM's configuration for exactly these settings."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    base = AsyncEngineArgs.from_cli_args(args)
+    planned = dataclasses.replace(base, **dataclasses.asdict(settings))
+    if placement_group is not None:
+        planned.distributed_executor_backend = "ray"
+    config = planned.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    if placement_group is not None:
+        config.parallel_config.placement_group = placement_group
+    return config
+
+
+def make_llm(core: JournaledCore, config: "VllmConfig") -> "AsyncLLM":
+    """AsyncLLM over an engine that is already running."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    with _given_core(core):
+        return AsyncLLM.from_vllm_config(config)
+
+
+async def make_app(llm: "AsyncLLM", args: Namespace) -> FastAPI:
+    """vLLM's OpenAI server without its launcher."""
+    try:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+    except ImportError:  # vLLM 0.26
+        from vllm.entrypoints.openai.api_server import build_app, init_app_state
+    tasks = await llm.get_supported_tasks()
+    app: FastAPI = build_app(args, tasks, llm.model_config)
+    await init_app_state(llm, app.state, args, tasks)
+    # vLLM's handler of a dead engine wants to end the uvicorn server; ours is Ray Serve's.
+    app.state.server = SimpleNamespace()
+    return app
+
+
+def _arg_parser() -> Any:
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    except ImportError:  # vLLM 0.26
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
+    return make_arg_parser
+
+
+@contextmanager
+def _given_core(core: JournaledCore) -> Iterator[None]:
+    """AsyncLLM makes its client of EngineCore itself and takes none from outside: hand it ours."""
+    from vllm.v1.engine.core_client import EngineCoreClient
+
+    original = EngineCoreClient.make_async_mp_client
+    EngineCoreClient.make_async_mp_client = staticmethod(lambda **_: core)
+    try:
+        yield
+    finally:
+        EngineCoreClient.make_async_mp_client = original

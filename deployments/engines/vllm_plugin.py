@@ -1,0 +1,126 @@
+"""What runs inside vLLM's own processes: the black box, and requests that go on where they were.
+
+vLLM loads it in EngineCore and in every worker (entry point `vllm.general_plugins`). It does nothing
+unless Ballast started the process.
+"""
+
+import json
+import logging
+import os
+import traceback
+from typing import Any
+
+BLACK_BOX = "BALLAST_BLACK_BOX"  # the file that dying processes write to
+EMITTED = "ballast_emitted"  # in `extra_args`: how many tokens at the prompt's end are output
+
+
+def register() -> None:
+    """Called by vLLM at the start of each of its processes, perhaps more than once."""
+    black_box = os.environ.get(BLACK_BOX)
+    if black_box is None:
+        return
+    logger = logging.getLogger("vllm")
+    if not any(isinstance(handler, BlackBox) for handler in logger.handlers):
+        logger.addHandler(BlackBox(black_box))
+        _resume_requests()
+
+
+class BlackBox(logging.Handler):
+    """Writes each logged exception to a file before the process is gone.
+
+    The parent of a dead engine is told "Engine core initialization failed" and no more; the cause is
+    in the child's own log.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(level=logging.ERROR)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        line = {
+            "process_id": os.getpid(),
+            "class": f"{type(error).__module__}.{type(error).__qualname__}",
+            "message": str(error),
+            "logged": record.getMessage(),
+            "frames": frames,
+        }
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _resume_requests() -> None:
+    """Let a replayed request enter the engine as a preempted one comes back from its queue.
+
+    vLLM has no field for "already generated": emitted tokens can only be sent as prompt. But then
+    penalties, `min_tokens`, `max_tokens` and grammars would count from nothing. So the tokens are
+    sent at the prompt's end with their number in `extra_args`, and are split off again here.
+    """
+    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.request import Request
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    make_request = Request.from_engine_core_request.__func__  # type: ignore[attr-defined]
+
+    def from_engine_core_request(cls: Any, request: Any, block_hasher: Any) -> Any:
+        num_emitted = _num_emitted(request.sampling_params)
+        if not num_emitted:
+            return make_request(cls, request, block_hasher)
+        emitted = request.prompt_token_ids[-num_emitted:]
+        request.prompt_token_ids = request.prompt_token_ids[:-num_emitted]
+        resumed = make_request(cls, request, block_hasher)
+        resumed.append_output_token_ids(emitted)
+        return resumed
+
+    Request.from_engine_core_request = classmethod(from_engine_core_request)
+
+    create_grammar = StructuredOutputManager._create_grammar
+
+    def advanced_grammar(self: Any, request: Any) -> Any:
+        grammar = create_grammar(self, request)
+        if _num_emitted(request.sampling_params):
+            grammar.accept_tokens(request.request_id, list(request.output_token_ids))
+        return grammar
+
+    StructuredOutputManager._create_grammar = advanced_grammar
+
+    # Model runner V2 takes a request's tokens with their division into prompt and output. V1 knows
+    # that division only for requests that it already has, so it is made again in the worker.
+    make_data = NewRequestData.from_request.__func__  # type: ignore[attr-defined]
+
+    def from_request(
+        cls: Any, request: Any, block_ids: Any, prefill_token_ids: Any = None, **options: Any
+    ) -> Any:
+        data = make_data(cls, request, block_ids, prefill_token_ids, **options)
+        if prefill_token_ids is None and _num_emitted(request.sampling_params):
+            data.prompt_token_ids = list(request.all_token_ids)
+        return data
+
+    NewRequestData.from_request = classmethod(from_request)
+
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+    post_init = CachedRequestState.__post_init__
+
+    def split_prompt(self: Any) -> None:
+        num_emitted = _num_emitted(self.sampling_params)
+        if num_emitted and self.prompt_token_ids is not None and not self.output_token_ids:
+            # Tokens beyond the replayed ones belong to a preemption since: they are output, too.
+            num_prompt = self.sampling_params.extra_args[PROMPT]
+            self.output_token_ids = self.prompt_token_ids[num_prompt:]
+            self.prompt_token_ids = self.prompt_token_ids[:num_prompt]
+        post_init(self)
+
+    CachedRequestState.__post_init__ = split_prompt
+
+
+PROMPT = "ballast_prompt"  # in `extra_args`: how many tokens the client's own prompt has
+
+
+def _num_emitted(sampling_params: Any) -> int:
+    if sampling_params is None or not sampling_params.extra_args:
+        return 0
+    return int(sampling_params.extra_args.get(EMITTED, 0))

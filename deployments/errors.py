@@ -1,0 +1,90 @@
+"""What can go wrong while serving, classed by what the caller can do about it."""
+
+from vram.errors import BallastError, Invalid
+
+__all__ = [
+    "BallastError",
+    "Busy",
+    "EngineDied",
+    "EngineMissing",
+    "Fatal",
+    "Invalid",
+    "LadderExhausted",
+    "UnknownEngine",
+    "UnknownOption",
+]
+
+
+class Busy(BallastError):
+    """The replica can't take the request now; the same request may work `retry_after_s` later."""
+
+    def __init__(self, reason: str, retry_after_s: int) -> None:
+        super().__init__(reason, retry_after_s)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.reason}; try again in {self.retry_after_s} s"
+
+
+class Fatal(BallastError):
+    """The replica can't go on; Ray Serve has to replace it."""
+
+
+class EngineDied(BallastError):
+    """The engine's processes are gone. Recoverable: the keeper starts them again."""
+
+
+class LadderExhausted(Fatal):
+    """Every attempt to load or to restart the engine failed; `attempts` says how each one ended."""
+
+    def __init__(self, model: str, reason: str, attempts: tuple[str, ...]) -> None:
+        super().__init__(model, reason, attempts)
+        self.model = model
+        self.reason = reason
+        self.attempts = attempts
+
+    def __str__(self) -> str:
+        story = "; ".join(f"{number}. {line}" for number, line in enumerate(self.attempts, 1))
+        return f"{self.model}: {self.reason} after {len(self.attempts)} attempts: {story}"
+
+
+class UnknownEngine(Invalid):
+    """The configuration names an engine that Ballast does not have."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(name, known)
+        self.name = name
+        self.known = known
+
+    def __str__(self) -> str:
+        return f"unknown engine {self.name!r}; known engines: {', '.join(self.known)}"
+
+
+class EngineMissing(Invalid):
+    """The engine is known, but its package is not installed here."""
+
+    def __init__(self, engine: str, package: str, install: str) -> None:
+        super().__init__(engine, package, install)
+        self.engine = engine
+        self.package = package
+        self.install = install
+
+    def __str__(self) -> str:
+        return (
+            f"engine {self.engine!r} needs the package {self.package!r}, which is not installed: "
+            f"{self.install}"
+        )
+
+
+class UnknownOption(Invalid):
+    """`engine_args` has a key that the engine does not take, or that the plan owns."""
+
+    def __init__(self, engine: str, option: str, reason: str) -> None:
+        super().__init__(engine, option, reason)
+        self.engine = engine
+        self.option = option
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"engine_args.{self.option} can't be given to engine {self.engine!r}: {self.reason}"

@@ -1,0 +1,251 @@
+"""Keeps one engine alive: carries out what the supervisor decides, and replays what was in flight.
+
+Sits between an engine and whatever turns its tokens into HTTP. Runs on one event loop.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+import structlog
+
+from deployments.engines.protocol import Engine, LoadFailed, Step
+from deployments.errors import Busy, EngineDied, LadderExhausted
+from deployments.journal import Journal
+from deployments.oom import Death
+from deployments.supervisor import (
+    Died,
+    Effect,
+    GiveUp,
+    Reap,
+    Replay,
+    Spawn,
+    Started,
+    State,
+    Supervisor,
+)
+from vram.settings import EngineSettings
+
+R = TypeVar("R")
+log = structlog.get_logger(__name__)
+
+
+class Keeper(Generic[R]):
+    """An engine that does not die, seen from above: requests go in, each token comes out once."""
+
+    def __init__(
+        self,
+        model: str,
+        engine: Engine[R],
+        supervisor: Supervisor,
+        *,
+        on_step: Callable[[Step], None],
+        on_give_up: Callable[[LadderExhausted], None],
+        before_load: Callable[[EngineSettings], EngineSettings] = lambda settings: settings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.model = model
+        self.engine = engine
+        self.supervisor = supervisor
+        self.journal: Journal[R] = Journal()
+        self.num_replayed = 0
+        self.num_waiting = 0
+        self._on_step = on_step
+        self._on_give_up = on_give_up
+        self._before_load = before_load
+        self._clock = clock
+        self._settled = asyncio.Event()  # ready, or given up
+        self._death: Died | None = None  # heard, not answered yet
+        self._recovery: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        return self.supervisor.state
+
+    @property
+    def is_serving(self) -> bool:
+        """Ready, and every request that was in flight is with the engine again."""
+        return self._settled.is_set() and self.state is State.READY
+
+    async def start(self) -> None:
+        """Load, going down the ladder where memory asks for it. Raises `LadderExhausted`."""
+        self._recovery = asyncio.get_running_loop().create_task(
+            self._carry_out(self.supervisor.begin(self._clock()))
+        )
+        await self._recovery
+        if self.state is State.FAILED:
+            raise self._exhausted()
+
+    async def admission(self, *, wait_s: float, max_waiting: int) -> None:
+        """Return when the engine can take a request; raise `Busy` when that takes too long."""
+        if self._settled.is_set():
+            if self.state is State.FAILED:
+                raise Busy(f"the engine of {self.model} is gone for good", retry_after_s=30)
+            return
+        if self.num_waiting >= max_waiting:
+            raise Busy(
+                f"the engine of {self.model} is restarting and {self.num_waiting} requests "
+                f"already wait for it (recovery.max_waiting)",
+                retry_after_s=max(1, round(wait_s)),
+            )
+        self.num_waiting += 1
+        try:
+            await asyncio.wait_for(self._settled.wait(), wait_s)
+        except TimeoutError:
+            raise Busy(
+                f"the engine of {self.model} did not come back within {wait_s:.0f} s "
+                f"(recovery.wait_s)",
+                retry_after_s=max(1, round(wait_s)),
+            ) from None
+        finally:
+            self.num_waiting -= 1
+        if self.state is State.FAILED:
+            raise Busy(f"the engine of {self.model} is gone for good", retry_after_s=30)
+
+    async def generate(self, request_id: str, request: R, *, total_tokens: int) -> None:
+        """Take a request on; from here on it ends only by finishing, by `abort`, or by giving up."""
+        if self.state is State.FAILED:
+            raise self._exhausted()
+        entry = self.journal.admit(request_id, request, total_tokens=total_tokens)
+        if not self.is_serving:
+            return  # the recovery hands it over with the others
+        entry.generation = self.supervisor.generation
+        try:
+            await self.engine.generate(request, ())
+        except EngineDied:
+            log.info("request_met_a_dying_engine", model=self.model, request_id=request_id)
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """The client left."""
+        for request_id in request_ids:
+            self.journal.release(request_id)
+        if self.is_serving:
+            await self.engine.abort(request_ids)
+
+    async def stop(self) -> None:
+        """End the engine for good."""
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.gather(self._recovery, return_exceptions=True)
+        await self.engine.stop()
+
+    def heard_step(self, generation: int, step: Step) -> None:
+        """Journal first, client second; tokens of a life that is over are nobody's."""
+        if generation != self.supervisor.generation:
+            return
+        for delta in step.outputs:
+            self.journal.record(delta.request_id, delta.new_token_ids, finished=delta.finished)
+        self._on_step(step)
+
+    def heard_death(self, generation: int, death: Death) -> None:
+        """Begin the recovery, once for each life, however many streams notice its end."""
+        if generation != self.supervisor.generation or self._death is not None:
+            return
+        self._settled.clear()
+        log.warning(
+            "engine_died", model=self.model, generation=generation, cause=death.cause.value,
+            phase=death.phase, message=death.message, in_flight=len(self.journal),
+        )  # fmt: skip
+        self._death = self._died(generation, death)
+        if self._recovery is None or self._recovery.done():
+            self._recovery = asyncio.get_running_loop().create_task(self._carry_out(()))
+
+    async def _carry_out(self, effects: tuple[Effect, ...]) -> None:
+        """Effects, and the answers to what happens meanwhile, until there is nothing left to do."""
+        queue = list(effects)
+        try:
+            while True:
+                while queue:
+                    queue.extend(await self._perform(queue.pop(0)))
+                if self._death is None:
+                    return
+                queue.extend(self._take_death())
+        except Exception as error:
+            # A bug of ours or of the engine's adapter: say so to everyone instead of hanging.
+            log.exception("recovery_failed", model=self.model)
+            self.supervisor.state = State.FAILED
+            self.supervisor.reason = f"{type(error).__name__}: {error}"
+            self._tell_all()
+            raise
+
+    async def _perform(self, effect: Effect) -> tuple[Effect, ...]:
+        match effect:
+            case Reap():
+                await self.engine.stop()
+            case Spawn():
+                return await self._spawn(effect)
+            case Replay():
+                await self._replay(effect.generation)
+            case GiveUp():
+                self._tell_all()
+        return ()
+
+    async def _spawn(self, spawn: Spawn) -> tuple[Effect, ...]:
+        generation, rung = spawn.generation, self.supervisor.rung
+        try:
+            settings = self._before_load(spawn.settings)
+            await self.engine.start(settings, _Life(self, generation))
+        except LoadFailed as failure:
+            log.warning(
+                "engine_load_failed", model=self.model, generation=generation, rung=rung.name,
+                death=str(failure.death),
+            )  # fmt: skip
+            self._death = None
+            return self.supervisor.on_event(self._died(generation, failure.death))
+        log.info(
+            "engine_started", model=self.model, generation=generation, rung=rung.name,
+            price=rung.price, in_flight=len(self.journal),
+        )  # fmt: skip
+        return self.supervisor.on_event(Started(generation=generation, at_s=self._clock()))
+
+    async def _replay(self, generation: int) -> None:
+        """Hand over everything in the journal, then let new requests straight through."""
+        for entry in self.journal.not_in(generation):
+            if entry.generation:
+                entry.replays += 1
+                self.num_replayed += 1
+            entry.generation = generation
+            try:
+                await self.engine.generate(entry.request, tuple(entry.emitted))
+            except EngineDied:
+                return  # its listener says of what
+        if self._death is None:
+            self._settled.set()
+
+    def _take_death(self) -> tuple[Effect, ...]:
+        death, self._death = self._death, None
+        return () if death is None else self.supervisor.on_event(death)
+
+    def _tell_all(self) -> None:
+        error = self._exhausted()
+        log.error("engine_given_up", model=self.model, error=str(error))
+        self.journal.clear()
+        self._settled.set()
+        self._on_give_up(error)
+
+    def _died(self, generation: int, death: Death) -> Died:
+        return Died(
+            generation=generation,
+            death=death,
+            at_s=self._clock(),
+            longest_request_tokens=self.journal.longest_request_tokens,
+        )
+
+    def _exhausted(self) -> LadderExhausted:
+        attempts = tuple(str(attempt) for attempt in self.supervisor.attempts)
+        return LadderExhausted(self.model, self.supervisor.reason, attempts)
+
+
+class _Life:
+    """The listener of one life: what it says later, after its death, is not heard."""
+
+    def __init__(self, keeper: Keeper, generation: int) -> None:
+        self._keeper = keeper
+        self._generation = generation
+
+    def stepped(self, step: Step) -> None:
+        self._keeper.heard_step(self._generation, step)
+
+    def died(self, death: Death) -> None:
+        self._keeper.heard_death(self._generation, death)

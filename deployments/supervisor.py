@@ -1,0 +1,209 @@
+"""What to do when an engine starts, dies or stays dead. Events in, effects out: no I/O, no clock."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+from deployments.oom import Death
+from vram.ladder import Rung
+from vram.settings import EngineSettings
+
+
+class State(StrEnum):
+    """Of a replica's engine, as `/status` and the metrics name it."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RECOVERING = "recovering"
+    FAILED = "failed"
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Life `generation` of the engine serves."""
+
+    generation: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Died:
+    """Life `generation` of the engine is over, or never began."""
+
+    generation: int
+    death: Death
+    at_s: float
+    longest_request_tokens: int = 0
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reap:
+    """End what is left of the last life and wait until its memory is back."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spawn:
+    """Start life `generation` with these settings."""
+
+    generation: int
+    settings: EngineSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Hand every request in the journal to life `generation`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """Tell the clients and fail the health check."""
+
+    reason: str
+
+
+Effect = Reap | Spawn | Replay | GiveUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One life of the engine, for the history in `/status`."""
+
+    generation: int
+    rung: str
+    price: str
+    settings: EngineSettings
+    spawned_at_s: float
+    started_at_s: float | None = None
+    died_at_s: float | None = None
+    death: Death | None = None
+
+    def __str__(self) -> str:
+        end = str(self.death) if self.death else "serving" if self.started_at_s else "loading"
+        return f"{self.rung} ({self.price}): {end}"
+
+
+class Policy(Protocol):
+    """The settings to go on with after memory ran out; None when there are none left."""
+
+    def __call__(
+        self, rungs_used: tuple[str, ...], death: Death, longest_request_tokens: int
+    ) -> Rung | None: ...
+
+
+def fixed(ladder: Callable[[int], tuple[Rung, ...]]) -> Policy:
+    """Down a list that is known beforehand, one rung a memory death, whatever the cause.
+
+    `ladder` makes the rungs, given the longest request in flight, first the user's own settings.
+    Rungs that can't work are in the list with their reason and are passed over.
+    """
+
+    def policy(
+        rungs_used: tuple[str, ...], death: Death, longest_request_tokens: int
+    ) -> Rung | None:
+        rungs = ladder(longest_request_tokens)
+        names = [rung.name for rung in rungs]
+        last = max((names.index(name) for name in rungs_used if name in names), default=-1)
+        return next((rung for rung in rungs[last + 1 :] if rung.skipped_reason is None), None)
+
+    return policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartLimit:
+    """How many deaths that were not memory are answered by starting again, in how long a time."""
+
+    max_restarts: int
+    window_s: float
+
+
+class Supervisor:
+    """The story of one replica's engine, and what to do next in it."""
+
+    def __init__(self, first: Rung, policy: Policy, restart_limit: RestartLimit) -> None:
+        self.state = State.LOADING
+        self.attempts: tuple[Attempt, ...] = ()
+        self.reason = ""  # of the last change of state
+        self._rung = first
+        self._policy = policy
+        self._limit = restart_limit
+        self._restarts_at_s: tuple[float, ...] = ()
+
+    @property
+    def generation(self) -> int:
+        return len(self.attempts)
+
+    @property
+    def rung(self) -> Rung:
+        """The settings in force, or on their way."""
+        return self._rung
+
+    def begin(self, at_s: float) -> tuple[Effect, ...]:
+        """The first load."""
+        return self._spawn(at_s)
+
+    def on_event(self, event: Started | Died) -> tuple[Effect, ...]:
+        """What to do about it. An event of a life that is already over means nothing any more."""
+        if event.generation != self.generation or self.state is State.FAILED:
+            return ()
+        match event:
+            case Started():
+                self._amend(started_at_s=event.at_s)
+                self.state = State.READY
+                self.reason = f"serving on rung {self._rung.name}"
+                return (Replay(generation=event.generation),)
+            case Died():
+                return self._on_death(event)
+
+    def _on_death(self, event: Died) -> tuple[Effect, ...]:
+        if self.attempts[-1].death is not None:
+            return ()
+        self._amend(died_at_s=event.at_s, death=event.death)
+        reap = Reap(generation=event.generation)
+        if event.death.is_memory:
+            used = tuple(attempt.rung for attempt in self.attempts)
+            rung = self._policy(used, event.death, event.longest_request_tokens)
+            if rung is None:
+                return (reap, self._give_up("no smaller settings are left"))
+            self._rung = rung
+        elif not self._may_restart(event.at_s):
+            limit = f"{self._limit.max_restarts} restarts in {self._limit.window_s:.0f} s"
+            return (reap, self._give_up(f"more than {limit}"))
+        loading = all(attempt.started_at_s is None for attempt in self.attempts)
+        self.state = State.LOADING if loading else State.RECOVERING
+        self.reason = str(event.death)
+        return (reap, *self._spawn(event.at_s))
+
+    def _may_restart(self, at_s: float) -> bool:
+        recent = tuple(t for t in self._restarts_at_s if at_s - t < self._limit.window_s)
+        self._restarts_at_s = (*recent, at_s)
+        return len(recent) < self._limit.max_restarts
+
+    def _spawn(self, at_s: float) -> tuple[Effect, ...]:
+        attempt = Attempt(
+            generation=self.generation + 1,
+            rung=self._rung.name,
+            price=self._rung.price,
+            settings=self._rung.settings,
+            spawned_at_s=at_s,
+        )
+        self.attempts = (*self.attempts, attempt)
+        return (Spawn(generation=attempt.generation, settings=attempt.settings),)
+
+    def _give_up(self, reason: str) -> GiveUp:
+        self.state = State.FAILED
+        self.reason = reason
+        return GiveUp(reason=reason)
+
+    def _amend(self, **changes: object) -> None:
+        self.attempts = (*self.attempts[:-1], replace(self.attempts[-1], **changes))  # type: ignore[arg-type]

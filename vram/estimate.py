@@ -1,0 +1,212 @@
+"""What a model with these settings holds per GPU, item by item. Chooses nothing."""
+
+from dataclasses import dataclass
+
+from vram import overhead
+from vram.errors import Invalid
+from vram.gpu import Device
+from vram.kv_cache import CacheLayout, cache_layout
+from vram.model import ModelShape
+from vram.overhead import Overhead
+from vram.settings import EngineSettings
+from vram.units import gib
+from vram.weights import effective_quantization, weight_bytes
+
+# These turn whatever their budget leaves into KV cache; the others hold what requests need.
+# The fake engine follows vLLM's arithmetic, so that plans and ladders can be tried without it.
+FILL_THEIR_BUDGET = frozenset({"vllm", "fake", "tensorrt_llm", "sglang"})
+ENGINES = ("vllm", "transformers", "fake", "tensorrt_llm", "sglang")
+ENGINES_ON_CPU = ("vllm", "transformers", "fake")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One line of an estimate."""
+
+    name: str
+    bytes: int
+    formula: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Per GPU, in bytes. `reason` says why it does not fit; empty when it does."""
+
+    engine: str
+    items: tuple[Item, ...]
+    budget_bytes: int  # the share of the card that the settings hand to the engine
+    total_bytes: int
+    device_use_under_load_bytes: int
+    kv_cache_tokens: int
+    sequence_bytes: int  # KV cache of one sequence of max_model_len
+    token_bytes: int  # KV cache of one token
+    cache_left_bytes: int  # what the budget leaves for the KV cache; negative when over it
+    reason: str
+
+    @property
+    def fits(self) -> bool:
+        return not self.reason
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Everything but the cache."""
+        return self.total_bytes - self.item("kv_cache").bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """The least the device must offer: everything fixed, and one whole sequence."""
+        outside = self.device_use_under_load_bytes - self.total_bytes
+        return self.fixed_bytes + self.sequence_bytes + outside
+
+    def item(self, name: str) -> Item:
+        return next(item for item in self.items if item.name == name)
+
+
+def estimate(
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str = "vllm"
+) -> Estimate:
+    """Itemises the memory of one GPU; raises Invalid for a split that the model does not allow."""
+    check(shape, settings, device, engine)
+    graphs = overhead.cuda_graphs(shape, settings, device, engine)
+    peak = overhead.peak_activation(shape, settings, device, engine)
+    fixed = {
+        "weights": _weights(shape, settings, device, engine),
+        "peak_activation": peak,
+        "cuda_graphs": graphs,
+        "non_torch": overhead.non_torch(device, engine),
+        "communication": overhead.communication(settings, device),
+    }
+    fixed_bytes = sum(item.size_bytes for item in fixed.values())
+    budget_bytes = int(device.total_bytes * settings.gpu_memory_utilization)
+    cache_left_bytes = budget_bytes - fixed_bytes
+    if not _graphs_in_budget(shape, engine):
+        cache_left_bytes += graphs.size_bytes
+    layout = cache_layout(shape, settings, device, engine)
+    sequence_bytes = layout.sequence_bytes(settings.max_model_len)
+    cache = _cache(settings, engine, sequence_bytes, cache_left_bytes)
+    total_bytes = fixed_bytes + cache.size_bytes
+    under_load_bytes = total_bytes + overhead.outside_budget_bytes(device, peak.size_bytes)
+    named = {"weights": fixed.pop("weights"), "kv_cache": cache} | fixed
+    return Estimate(
+        engine=engine,
+        items=tuple(
+            Item(name=name, bytes=part.size_bytes, formula=part.formula, source=part.source)
+            for name, part in named.items()
+        ),
+        budget_bytes=budget_bytes,
+        total_bytes=total_bytes,
+        device_use_under_load_bytes=under_load_bytes,
+        kv_cache_tokens=layout.tokens(cache.size_bytes, settings.max_model_len),
+        sequence_bytes=sequence_bytes,
+        token_bytes=layout.token_bytes,
+        cache_left_bytes=cache_left_bytes,
+        reason=_reason(settings, device, layout, cache.size_bytes, under_load_bytes),
+    )
+
+
+def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: str) -> None:
+    """Refuses an unknown engine, and a split or a context that the model does not allow."""
+    if engine not in ENGINES:
+        raise Invalid(f"Unknown engine {engine!r}; known are {', '.join(ENGINES)}.", "engine")
+    if device.kind == "cpu" and engine not in ENGINES_ON_CPU:
+        raise Invalid(
+            f"{engine} does not run on the CPU; {', '.join(ENGINES_ON_CPU)} do.", "engine"
+        )
+    degree = settings.tensor_parallel_size
+    if shape.num_heads % degree:
+        raise Invalid(
+            f"tensor_parallel_size {degree} does not divide the {shape.num_heads} attention heads",
+            "tensor_parallel_size",
+        )
+    if shape.num_kv_heads % degree and degree % shape.num_kv_heads:
+        raise Invalid(
+            f"tensor_parallel_size {degree} and {shape.num_kv_heads} key-value heads "
+            "do not divide each other",
+            "tensor_parallel_size",
+        )
+    if settings.pipeline_parallel_size > shape.num_layers:
+        raise Invalid(
+            f"pipeline_parallel_size {settings.pipeline_parallel_size} is more than "
+            f"the {shape.num_layers} layers",
+            "pipeline_parallel_size",
+        )
+    if settings.max_model_len > shape.max_context_tokens:
+        raise Invalid(
+            f"max_model_len {settings.max_model_len} is above the model's maximum of "
+            f"{shape.max_context_tokens} tokens",
+            "max_model_len",
+        )
+    effective_quantization(shape, settings)
+
+
+def _weights(
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
+) -> Overhead:
+    quantization = effective_quantization(shape, settings)
+    form = f"{quantization.method} and {settings.dtype}" if quantization else settings.dtype
+    return Overhead(
+        size_bytes=weight_bytes(shape, settings, rounded=device.kind == "cuda"),
+        formula=f"{shape.parameter_count} parameters in {form} / {settings.num_gpus} GPU",
+        source="config.json",
+    )
+
+
+def _graphs_in_budget(shape: ModelShape, engine: str) -> bool:
+    """Whether the engine takes the graphs out of its budget before it sizes the cache.
+
+    vLLM 0.26 did for Qwen3-30B-A3B (its older runner) and did not for the dense models:
+    budget - weights - activation - non-torch = cache to 0.02 GiB in all five (overhead.EVIDENCE).
+    """
+    return shape.experts is not None or engine not in ("vllm", "fake")
+
+
+def _cache(
+    settings: EngineSettings, engine: str, sequence_bytes: int, cache_left_bytes: int
+) -> Overhead:
+    if settings.kv_cache_memory_bytes is not None:
+        return Overhead(
+            size_bytes=settings.kv_cache_memory_bytes,
+            formula="kv_cache_memory_bytes",
+            source="settings",
+        )
+    left_bytes = max(cache_left_bytes, 0)
+    if engine in FILL_THEIR_BUDGET:
+        return Overhead(
+            size_bytes=left_bytes,
+            formula="gpu_memory_utilization x total - the other items",
+            source="settings",
+        )
+    return Overhead(
+        size_bytes=min(settings.max_num_seqs * sequence_bytes, left_bytes),
+        formula="max_num_seqs x max_model_len x bytes per token, inside the budget",
+        source="settings",
+    )
+
+
+def _reason(
+    settings: EngineSettings,
+    device: Device,
+    layout: CacheLayout,
+    cache_bytes: int,
+    under_load_bytes: int,
+) -> str:
+    """The first thing that is wrong, in the words of the item at fault."""
+    sequence_bytes = layout.sequence_bytes(settings.max_model_len)
+    if cache_bytes <= 0:
+        return (
+            f"No room for the KV cache: weights, activations and overhead take all of "
+            f"{settings.gpu_memory_utilization:.2f} of {gib(device.total_bytes)}."
+        )
+    if cache_bytes < sequence_bytes:
+        longest = layout.longest_context(cache_bytes, settings.max_model_len)
+        return (
+            f"One sequence of {settings.max_model_len} tokens needs {gib(sequence_bytes)} of "
+            f"KV cache and {gib(cache_bytes)} are left: enough for {longest} tokens."
+        )
+    if under_load_bytes > device.total_bytes:
+        return (
+            f"Under load the device would hold {gib(under_load_bytes)} "
+            f"of its {gib(device.total_bytes)}."
+        )
+    return ""

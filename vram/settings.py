@@ -1,0 +1,56 @@
+"""The engine settings that decide memory, all of them filled. Knows no engine's argument names."""
+
+import math
+from dataclasses import dataclass
+
+from vram.dtypes import canonical_dtype, kv_cache_bytes
+from vram.errors import Invalid
+
+LARGEST_CONTEXT_TOKENS = 1 << 27
+LARGEST_SEQUENCES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """What an engine is started with. A smaller attempt is a new value made by replace()."""
+
+    dtype: str
+    quantization: str | None
+    kv_cache_dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    gpu_memory_utilization: float
+    kv_cache_memory_bytes: int | None
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    enforce_eager: bool
+
+    def __post_init__(self) -> None:
+        canonical_dtype(self.dtype)
+        kv_cache_bytes(self.kv_cache_dtype, self.dtype)
+        _between("max_model_len", self.max_model_len, 1, LARGEST_CONTEXT_TOKENS)
+        _between("max_num_seqs", self.max_num_seqs, 1, LARGEST_SEQUENCES)
+        _between("max_num_batched_tokens", self.max_num_batched_tokens, 1, LARGEST_CONTEXT_TOKENS)
+        _between("tensor_parallel_size", self.tensor_parallel_size, 1, 1024)
+        _between("pipeline_parallel_size", self.pipeline_parallel_size, 1, 1024)
+        if not (math.isfinite(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1):
+            raise Invalid(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}; "
+                "it is a share of the card, above 0 and at most 1",
+                "gpu_memory_utilization",
+            )
+        if self.kv_cache_memory_bytes is not None and self.kv_cache_memory_bytes < 1:
+            raise Invalid(
+                f"kv_cache_memory_bytes is {self.kv_cache_memory_bytes}; it is at least 1",
+                "kv_cache_memory_bytes",
+            )
+
+    @property
+    def num_gpus(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+def _between(setting: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise Invalid(f"{setting} is {value}; it is {lowest} to {highest}", setting)
