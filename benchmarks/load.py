@@ -66,7 +66,7 @@ class Answer:
     output_tokens: int
 
 
-class BadAnswer(Exception):
+class BadAnswerError(Exception):
     """An answer that is not what was asked for; the message says how."""
 
 
@@ -118,7 +118,9 @@ async def _client(
 async def _connect(load: Load) -> "Connection":
     address = urlsplit(load.base_url)
     _, connection = await asyncio.get_running_loop().create_connection(
-        lambda: Connection(TEXT_FIELDS[load.api]), address.hostname, address.port or 80
+        lambda: Connection(TEXT_FIELDS[load.api]),
+        address.hostname or "127.0.0.1",
+        address.port or 80,
     )
     return connection
 
@@ -224,7 +226,7 @@ def _summary(
     for exchange in exchanges:
         try:
             answer = _read_answer(exchange, load)
-        except BadAnswer as bad:
+        except BadAnswerError as bad:
             failures.append(str(bad))
             hashes.append("")
             continue
@@ -255,30 +257,30 @@ def _summary(
 
 def _read_answer(exchange: Exchange, load: Load) -> Answer:
     if exchange.failure:
-        raise BadAnswer(exchange.failure)
+        raise BadAnswerError(exchange.failure)
     head, _, body = exchange.received.partition(b"\r\n\r\n")
     status = head.split(b"\r\n", 1)[0].decode(errors="replace")
     if " 200 " not in status + " ":
-        raise BadAnswer(f"{status}: {body[:200].decode(errors='replace')}")
+        raise BadAnswerError(f"{status}: {body[:200].decode(errors='replace')}")
     if _header(head, b"transfer-encoding") == b"chunked":
         body = b"".join(_chunks(body))
     events = [line[6:].strip() for line in body.splitlines() if line.startswith(b"data: ")]
     if not events or events[-1] != b"[DONE]":
-        raise BadAnswer("the stream ended without [DONE]")
+        raise BadAnswerError("the stream ended without [DONE]")
     texts, output_tokens = [], None
     for event in map(json.loads, events[:-1]):
         if "error" in event:
-            raise BadAnswer(f"error in the stream: {event['error']}")
+            raise BadAnswerError(f"error in the stream: {event['error']}")
         for choice in event["choices"]:
             texts.append(choice["text"] if "text" in choice else choice["delta"].get("content"))
         if usage := event.get("usage"):
             output_tokens = usage["completion_tokens"]
     if output_tokens is None:
-        raise BadAnswer("the stream ended without its usage")
+        raise BadAnswerError("the stream ended without its usage")
     if output_tokens != load.output_tokens:
-        raise BadAnswer(f"{output_tokens} tokens instead of {load.output_tokens}")
+        raise BadAnswerError(f"{output_tokens} tokens instead of {load.output_tokens}")
     if exchange.first_text_s is None:
-        raise BadAnswer("no text")
+        raise BadAnswerError("no text")
     return Answer("".join(text or "" for text in texts), output_tokens)
 
 

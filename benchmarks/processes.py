@@ -8,6 +8,7 @@ of them, and nobody else's process is ever touched.
 import ctypes
 import os
 import signal
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO
@@ -16,6 +17,7 @@ import psutil
 
 ENGINE_TITLE = "VLLM::EngineCore"
 PR_SET_CHILD_SUBREAPER = 36
+ORPHAN_GRACE_S = 5.0  # an EngineCore ends by itself a moment after its parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +37,17 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) was refused")
 
 
-def start(command: list[str], *, cwd: str, env: dict[str, str], log: IO[bytes]) -> psutil.Popen:
-    return psutil.Popen(
-        command, cwd=cwd, env=env, stdout=log, stderr=log, stdin=-3, start_new_session=True
+def start(
+    command: list[str], *, cwd: str, env: dict[str, str], log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdout=log,
+        stderr=log,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -47,12 +57,14 @@ def descendants() -> list[psutil.Process]:
     return [process for process in found if _is_alive(process)]
 
 
-def stop_all(leader: psutil.Popen, *, grace_s: float) -> int:
+def stop_all(leader: subprocess.Popen[bytes], *, grace_s: float) -> int:
     """Ask the leader, then whatever is left, then insist; return how many did not go when asked."""
-    everyone = {leader.pid: leader, **{process.pid: process for process in descendants()}}
-    _signal([leader], signal.SIGINT)
-    psutil.wait_procs(everyone.values(), timeout=grace_s)
-    leftovers = descendants()
+    leader.send_signal(signal.SIGINT)
+    try:
+        leader.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        leader.kill()
+    _, leftovers = psutil.wait_procs(descendants(), timeout=ORPHAN_GRACE_S)
     for kind, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)):
         remaining = descendants()
         _signal(remaining, kind)
@@ -99,21 +111,21 @@ def _parent(process: psutil.Process) -> psutil.Process | None:
 
 def _is_engine(process: psutil.Process) -> bool:
     try:
-        return " ".join(process.cmdline()).startswith(ENGINE_TITLE)
+        return bool(" ".join(process.cmdline()).startswith(ENGINE_TITLE))
     except psutil.NoSuchProcess:
         return False
 
 
 def _is_alive(process: psutil.Process) -> bool:
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
 def _pss_bytes(process: psutil.Process) -> int:
     try:
-        return process.memory_full_info().pss
+        return int(process.memory_full_info().pss)
     except psutil.NoSuchProcess:
         return 0
 

@@ -9,6 +9,7 @@ import signal
 
 # Serve LLM asks for two ingress replicas of one CPU each beside the model's; Ray only counts them.
 LOGICAL_CPUS = 8
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def main() -> None:
@@ -38,8 +39,9 @@ def main() -> None:
     )
     serve.run(build_openai_app({"llm_configs": [config]}))
     print("ready", flush=True)
-    caught = signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    print(f"{signal.Signals(caught).name}: shutting down", flush=True)
+    # Blocked only now, or Ray's processes would inherit it and never hear their own SIGTERM.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signal.sigwait(STOP_SIGNALS)
     serve.shutdown()
     ray.shutdown()
 

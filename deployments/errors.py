@@ -53,7 +53,8 @@ class UnknownEngine(Invalid):
     """The configuration names an engine that Ballast does not have."""
 
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
-        super().__init__(name, known)
+        super().__init__(name)
+        self.args = (name, known)
         self.name = name
         self.known = known
 
@@ -65,7 +66,8 @@ class EngineMissing(Invalid):
     """The engine is known, but its package is not installed here."""
 
     def __init__(self, engine: str, package: str, install: str) -> None:
-        super().__init__(engine, package, install)
+        super().__init__(engine)
+        self.args = (engine, package, install)
         self.engine = engine
         self.package = package
         self.install = install
@@ -81,7 +83,8 @@ class UnknownOption(Invalid):
     """`engine_args` has a key that the engine does not take, or that the plan owns."""
 
     def __init__(self, engine: str, option: str, reason: str) -> None:
-        super().__init__(engine, option, reason)
+        super().__init__(engine, option)
+        self.args = (engine, option, reason)
         self.engine = engine
         self.option = option
         self.reason = reason

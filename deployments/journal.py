@@ -1,6 +1,6 @@
 """The requests in flight and the tokens that each client already has. Pure bookkeeping, no I/O."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -56,16 +56,17 @@ class Journal(Generic[R]):
         """The client left, or the request ended above the engine (a stop string)."""
         self._entries.pop(request_id, None)
 
-    def not_in(self, generation: int) -> Iterator[Entry[R]]:
-        """Requests, oldest first, that this life of the engine has not been handed yet.
+    def hand_over(self, generation: int) -> Entry[R] | None:
+        """The oldest request that this life of the engine has not had, noted as handed to it.
 
-        May be consumed while requests come and go: each step looks at the journal as it then is.
+        Ask until there is none: requests may come and go in between.
         """
-        while True:
-            waiting = next((e for e in self._entries.values() if e.generation != generation), None)
-            if waiting is None:
-                return
-            yield waiting
+        for entry in self._entries.values():
+            if entry.generation != generation:
+                entry.replays += entry.generation > 0
+                entry.generation = generation
+                return entry
+        return None
 
     @property
     def longest_request_tokens(self) -> int:

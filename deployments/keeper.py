@@ -5,7 +5,7 @@ Sits between an engine and whatever turns its tokens into HTTP. Runs on one even
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 import structlog
@@ -42,7 +42,7 @@ class Keeper(Generic[R]):
         *,
         on_step: Callable[[Step], None],
         on_give_up: Callable[[LadderExhausted], None],
-        before_load: Callable[[EngineSettings], EngineSettings] = lambda settings: settings,
+        before_load: Callable[[EngineSettings], Awaitable[EngineSettings]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.model = model
@@ -184,7 +184,9 @@ class Keeper(Generic[R]):
     async def _spawn(self, spawn: Spawn) -> tuple[Effect, ...]:
         generation, rung = spawn.generation, self.supervisor.rung
         try:
-            settings = self._before_load(spawn.settings)
+            settings = spawn.settings
+            if self._before_load is not None:
+                settings = await self._before_load(settings)
             await self.engine.start(settings, _Life(self, generation))
         except LoadFailed as failure:
             log.warning(
@@ -201,11 +203,8 @@ class Keeper(Generic[R]):
 
     async def _replay(self, generation: int) -> None:
         """Hand over everything in the journal, then let new requests straight through."""
-        for entry in self.journal.not_in(generation):
-            if entry.generation:
-                entry.replays += 1
-                self.num_replayed += 1
-            entry.generation = generation
+        while (entry := self.journal.hand_over(generation)) is not None:
+            self.num_replayed += entry.replays > 0
             try:
                 await self.engine.generate(entry.request, tuple(entry.emitted))
             except EngineDied:

@@ -25,12 +25,14 @@ class Architecture:
     windows: Literal["none", "all", "alternate", "one_in_pattern_is_full", "qwen"] = "none"
 
 
-NO_BIAS = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
-
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture(),
-    "MistralForCausalLM": Architecture(**NO_BIAS, windows="all"),
-    "MixtralForCausalLM": Architecture(**NO_BIAS, windows="all", experts="mixtral"),
+    "MistralForCausalLM": Architecture(
+        qkv_bias=False, output_bias=False, mlp_bias=False, windows="all"
+    ),
+    "MixtralForCausalLM": Architecture(
+        qkv_bias=False, output_bias=False, mlp_bias=False, windows="all", experts="mixtral"
+    ),
     "Qwen2ForCausalLM": Architecture(
         qkv_bias=True, output_bias=False, mlp_bias=False, windows="qwen"
     ),
@@ -53,5 +55,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         norms_per_layer=4,
         windows="one_in_pattern_is_full",
     ),
-    "Phi3ForCausalLM": Architecture(**NO_BIAS, windows="all"),
+    "Phi3ForCausalLM": Architecture(
+        qkv_bias=False, output_bias=False, mlp_bias=False, windows="all"
+    ),
 }

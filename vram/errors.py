@@ -11,7 +11,7 @@ class BallastError(Exception):
     """The root of every error that Ballast raises on purpose."""
 
 
-class Invalid(BallastError):
+class Invalid(BallastError):  # noqa: N818 (the word of docs/vocabulary.md)
     """The request or the configuration has to change; trying again does not help."""
 
     def __init__(self, problem: str, setting: str = "") -> None:
@@ -64,6 +64,6 @@ class DoesNotFit(Invalid):
 
     def __str__(self) -> str:
         return (
-            f"{self.asked} needs {gib(self.needed_bytes)} per GPU; "
+            f"{self.asked} needs {gib(self.needed_bytes)}; "
             f"{gib(self.available_bytes)} are available. {self.would_fit}"
         )

@@ -113,6 +113,10 @@ def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: s
         raise Invalid(
             f"{engine} does not run on the CPU; {', '.join(ENGINES_ON_CPU)} do.", "engine"
         )
+    if device.kind == "cpu" and settings.num_gpus > 1:
+        raise Invalid(
+            f"The CPU is one device; {settings.num_gpus} are asked for", "tensor_parallel_size"
+        )
     degree = settings.tensor_parallel_size
     if shape.num_heads % degree:
         raise Invalid(
@@ -140,9 +144,7 @@ def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: s
     effective_quantization(shape, settings)
 
 
-def _weights(
-    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
-) -> Overhead:
+def _weights(shape: ModelShape, settings: EngineSettings, device: Device, engine: str) -> Overhead:
     quantization = effective_quantization(shape, settings)
     form = f"{quantization.method} and {settings.dtype}" if quantization else settings.dtype
     return Overhead(

@@ -25,8 +25,8 @@ class Device:
 # Totals as the driver reports them to torch (total_memory), which is what vLLM's fraction is of:
 # the printed capacity less what the driver and ECC keep.
 # H200 139.80: evidence/vllm_h200.jsonl. H100-80GB 79.19: llm-d-planner (reference/peers.md 6).
-# The others: torch's "total capacity of … GiB" in public out-of-memory reports (2024 to 2026), the
-# smallest seen; they differ by 0.1 GiB with driver and ECC, so a live inventory (NVML) replaces them.
+# The others: torch's "total capacity of … GiB" in public out-of-memory reports (2024 to 2026),
+# the smallest seen; they differ by 0.1 GiB with driver and ECC, so a live inventory replaces them.
 CARDS_GIB = {
     "T4": 14.56,
     "V100-16GB": 15.77,

@@ -108,9 +108,7 @@ def cuda_graphs(
         + GRAPH_BYTES_PER_HIDDEN * shape.hidden_size
         + GRAPH_BYTES_PER_LAYER * shape.num_layers
     )
-    return Overhead(
-        size_bytes=size_bytes, formula="base + per hidden + per layer", source=EVIDENCE
-    )
+    return Overhead(size_bytes=size_bytes, formula="base + per hidden + per layer", source=EVIDENCE)
 
 
 def non_torch(device: Device, engine: str) -> Overhead:

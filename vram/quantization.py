@@ -54,9 +54,7 @@ METHODS = {
     "fp8": Quantization(method="fp8", bits=8, group_size=None, group_bits=0),
     # NF4 with one float32 absmax per 64 weights, as vLLM's loader makes it.
     "bitsandbytes": Quantization(method="bitsandbytes", bits=4, group_size=64, group_bits=32),
-    "bitsandbytes-8bit": Quantization(
-        method="bitsandbytes", bits=8, group_size=None, group_bits=0
-    ),
+    "bitsandbytes-8bit": Quantization(method="bitsandbytes", bits=8, group_size=None, group_bits=0),
     # One 16-bit scale per 128 weights, and for the zero point another number of `bits`.
     "gptq": Quantization(method="gptq", bits=4, group_size=128, group_bits=16 + 4),
     "awq": Quantization(method="awq", bits=4, group_size=128, group_bits=16 + 4),

@@ -34,7 +34,9 @@ class EngineSettings:
         _between("max_num_batched_tokens", self.max_num_batched_tokens, 1, LARGEST_CONTEXT_TOKENS)
         _between("tensor_parallel_size", self.tensor_parallel_size, 1, 1024)
         _between("pipeline_parallel_size", self.pipeline_parallel_size, 1, 1024)
-        if not (math.isfinite(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1):
+        if not (
+            math.isfinite(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1
+        ):
             raise Invalid(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; "
                 "it is a share of the card, above 0 and at most 1",

@@ -161,4 +161,3 @@ def device_bytes(found: Sequence[psutil.Process]) -> int:
             if process.pid in ids and process.usedGpuMemory is not None:
                 total += int(process.usedGpuMemory)
     return total
-

@@ -1,0 +1,177 @@
+"""Puts the same load on Ballast and on its neighbours, one after the other, and compares.
+
+    python -m benchmarks.serving --rounds 3
+
+What is measured and what is not: benchmarks/README.md.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import processes, report
+from benchmarks.load import ENDPOINTS, Load, LoadResult
+from benchmarks.servers import (
+    REPOSITORY,
+    SERVERS,
+    RunningServer,
+    ServerFailedError,
+    ServerKind,
+    Settings,
+    running,
+)
+from cluster.demo_model import build_demo_model
+
+REQUESTS_AT = {1: 24, 16: 160, 64: 384}  # by concurrency: about ten seconds each
+WARM_UP_REQUESTS = 64
+# Wide where it goes to a file: a table cut to 80 columns says nothing.
+console = Console(width=None if sys.stdout.isatty() else 150)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    servers: Annotated[str, typer.Option(help="Which, comma-separated.")] = ",".join(SERVERS),
+    rounds: Annotated[int, typer.Option(min=1, help="The medians are printed.")] = 1,
+    concurrency: Annotated[str, typer.Option(help="Comma-separated.")] = "1,16,64",
+    load_scale: Annotated[float, typer.Option(help="Multiplies the requests.")] = 1.0,
+    api: Annotated[str, typer.Option(help=" or ".join(ENDPOINTS))] = "completions",
+    output_tokens: Annotated[int, typer.Option(min=2)] = 64,
+    ballast_url: Annotated[
+        str | None, typer.Option(help="A Ballast that runs; its memory is not measured.")
+    ] = None,
+    second_model: Annotated[bool, typer.Option(help="Ballast's demo-hf as well.")] = True,
+    port: Annotated[int, typer.Option(help="Of the servers; the next two are used too.")] = 8100,
+    max_num_seqs: Annotated[int, typer.Option(min=1)] = 64,
+    omp_threads: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 1,
+    model_folder: Annotated[Path, typer.Option(help="Made where missing.")] = REPOSITORY
+    / ".models"
+    / "demo",
+    output: Annotated[Path | None, typer.Option(help="Default: in benchmarks/results.")] = None,
+) -> None:
+    """The same load on each server, one after the other; one table."""
+    kinds = _chosen(servers, second_model)
+    levels = [int(level) for level in concurrency.split(",")]
+    if api not in ENDPOINTS:
+        raise typer.BadParameter(f"{api} is not one of {', '.join(ENDPOINTS)}")
+    build_demo_model(model_folder)
+    settings = Settings(
+        model_folder=model_folder.resolve(),
+        port=port,
+        max_num_seqs=max_num_seqs,
+        omp_threads=omp_threads,
+    )
+    processes.adopt_orphans()
+    date = datetime.now(UTC)
+    measurements: list[report.Measurement] = []
+    failed = False
+    for round_number in range(rounds):
+        for name, kind in kinds.items():
+            server = (
+                _existing(ballast_url)
+                if ballast_url and name == "ballast"
+                else running(kind, settings)
+            )
+            console.print(f"round {round_number + 1}/{rounds}: {kind.title}", style="bold")
+            plans = [
+                Load(
+                    base_url="",
+                    model="",
+                    api=api,
+                    concurrency=level,
+                    num_requests=round(REQUESTS_AT.get(level, 6 * level) * load_scale),
+                    output_tokens=output_tokens,
+                    seed=1000 * round_number + level,
+                )
+                for level in levels
+            ]
+            try:
+                measurements += _measure(kind, server, plans, round_number)
+            except ServerFailedError as failure:
+                failed = True
+                console.print(f"left out: {failure}", markup=False, highlight=False)
+    if not measurements:
+        raise typer.Exit(1)
+    document = report.document(measurements, settings, command=sys.argv, date=date)
+    path = output or REPOSITORY / "benchmarks" / "results" / f"serving-{date:%Y%m%d-%H%M%S}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    console.print(report.table(measurements))
+    console.print(f"Written to {path}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _chosen(names: str, second_model: bool) -> dict[str, ServerKind]:
+    unknown = set(names.split(",")) - set(SERVERS)
+    if unknown:
+        raise typer.BadParameter(f"unknown {', '.join(unknown)}; known: {', '.join(SERVERS)}")
+    kinds = {name: SERVERS[name] for name in names.split(",")}
+    if second_model:
+        return kinds
+    return {
+        name: replace(kind, endpoints=tuple(e for e in kind.endpoints if e.model == "demo"))
+        for name, kind in kinds.items()
+    }
+
+
+@contextmanager
+def _existing(url: str) -> Iterator[RunningServer]:
+    yield RunningServer(url=url.rstrip("/").removesuffix("/v1"), started_in_s=None)
+
+
+def _measure(
+    kind: ServerKind,
+    server: AbstractContextManager[RunningServer],
+    plans: list[Load],
+    round_number: int,
+) -> list[report.Measurement]:
+    measurements = []
+    with server as running_server:
+        for endpoint in kind.endpoints:
+            results = []
+            for plan in plans:
+                load = replace(
+                    plan,
+                    base_url=running_server.url + endpoint.path,
+                    model=endpoint.model,
+                    num_requests=max(1, round(plan.num_requests * endpoint.load_share)),
+                )
+                warm_up = round(WARM_UP_REQUESTS * endpoint.load_share)
+                _run(replace(load, num_requests=min(warm_up, load.num_requests), seed=-load.seed))
+                results.append(_run(load))
+                console.print("  " + report.sentence(endpoint, results[-1]), highlight=False)
+            measurements.append(
+                report.Measurement(
+                    round=round_number,
+                    endpoint=endpoint,
+                    started_in_s=running_server.started_in_s,
+                    loads=results,
+                    memory=processes.measure() if running_server.started_in_s else None,
+                )
+            )
+    return measurements
+
+
+def _run(load: Load) -> LoadResult:
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks.load"],
+        input=json.dumps(asdict(load)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    return LoadResult(**json.loads(finished.stdout))
+
+
+if __name__ == "__main__":
+    app()

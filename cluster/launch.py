@@ -1,0 +1,181 @@
+"""`ballast serve`: checks a config, starts `serve run` on it, and says when it can be talked to."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+import psutil
+
+from cluster.ports import holder_of
+from cluster.serve_config import ServeConfig
+from deployments.app import make_plan
+from deployments.errors import BallastError, Invalid
+from deployments.supervisor import State
+from vram.units import gib
+
+# What a body may have so that HAProxy can still find the model in it; longer ones take the gateway.
+_HAPROXY_BUFFER_BYTES = 128 * 1024
+_HAPROXY_PAGES = (9101, 8404)  # Ray's defaults for HAProxy's metrics and statistics
+_STOP_S = 60.0
+
+Say = Callable[[str], None]
+
+
+class StartFailed(BallastError):
+    """The server did not come up."""
+
+
+def check(config: ServeConfig, say: Say) -> None:
+    """Plan every model. Raises `Invalid` for one that can't fit."""
+    for model in config.models:
+        plan, placed = make_plan(model)
+        where = " + ".join(str(dict(bundle)) for bundle in placed.bundles)
+        say(
+            f"{model.name}: {model.engine} on {plan.device.name}, "
+            f"{gib(plan.estimate.total_bytes)} planned, context {plan.settings.max_model_len}, "
+            f"bundles {where}"
+        )
+
+
+def environment(base: Mapping[str, str], *, haproxy: bool) -> dict[str, str]:
+    """What Ray has to be started with, so that HTTP ends in the replica."""
+    env = dict(base)
+    # A raylet that ends takes the processes of its workers along: no engine is left behind.
+    env.setdefault("RAY_process_group_cleanup_enabled", "1")
+    env.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # `uv run` would make Ray copy the repository and build an environment for every worker.
+    env.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if haproxy:
+        env["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+        env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
+        env.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(_HAPROXY_BUFFER_BYTES))
+        env.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", _beside_python("ballast-haproxy"))
+    return env
+
+
+def check_ports(config: ServeConfig, *, haproxy: bool) -> None:
+    """Raise `Invalid` naming the process that holds a port we need."""
+    for port in (config.port, *(_HAPROXY_PAGES if haproxy else ())):
+        holder = holder_of(port)
+        if holder is not None:
+            raise Invalid(str(holder), "http_options.port")
+
+
+def serve(config: ServeConfig, *, haproxy: bool, timeout_s: float, say: Say) -> int:
+    """Run in the foreground until interrupted; the exit code of `serve run`."""
+    check_ports(config, haproxy=haproxy)
+    check(config, say)
+    began_s = time.monotonic()
+    server = subprocess.Popen(
+        [_beside_python("serve"), "run", str(config.path)],
+        env=environment(os.environ, haproxy=haproxy),
+        start_new_session=True,
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _wait(server, config, timeout_s, say)
+        say(f"ready after {time.monotonic() - began_s:.0f} s")
+        say(_next_step(config))
+        return server.wait()
+    except KeyboardInterrupt:
+        say("stopping")
+        return 0
+    finally:
+        _stop(server, config.port)
+
+
+def _wait(server: "subprocess.Popen[bytes]", config: ServeConfig, limit_s: float, say: Say) -> None:
+    deadline_s = time.monotonic() + limit_s
+    waiting = [model.name for model in config.models]
+    base = f"http://127.0.0.1:{config.port}"
+    while waiting:
+        if server.poll() is not None:
+            raise StartFailed(f"`serve run` ended with exit code {server.returncode}")
+        if time.monotonic() > deadline_s:
+            raise StartFailed(f"{', '.join(waiting)} did not start within {limit_s:.0f} s")
+        for name in list(waiting):
+            if _is_ready(f"{base}/{name}/health"):
+                waiting.remove(name)
+                say(f"{name} is ready" + (f", waiting for {', '.join(waiting)}" if waiting else ""))
+        failed = _failed_application()
+        if failed is not None:
+            raise StartFailed(failed)
+        time.sleep(0.5)
+    while config.gateway is not None and not _is_ready(f"{base}/health"):
+        time.sleep(0.5)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        answer = httpx.get(url, timeout=2.0)
+        return answer.status_code == 200 and answer.json()["status"] in ("ok", State.READY.value)
+    except (httpx.TransportError, ValueError, KeyError):
+        return False
+
+
+def _failed_application() -> str | None:
+    """What Ray's dashboard says of an application that it has given up."""
+    try:
+        answer = httpx.get("http://127.0.0.1:8265/api/serve/applications/", timeout=2.0)
+        applications = answer.json()["applications"]
+    except (httpx.TransportError, ValueError, KeyError):
+        return None
+    for name, application in applications.items():
+        if application["status"] == "DEPLOY_FAILED":
+            return f"{name} failed to start: {application['message'].strip()}"
+    return None
+
+
+def _next_step(config: ServeConfig) -> str:
+    model = config.models[0].name
+    return (
+        f"try: curl -N http://127.0.0.1:{config.port}/v1/chat/completions "
+        f"-H 'Content-Type: application/json' -d '"
+        f'{{"model": "{model}", "stream": true, "max_tokens": 64, '
+        f'"messages": [{{"role": "user", "content": "Hello"}}]}}\''
+    )
+
+
+def _stop(server: "subprocess.Popen[bytes]", port: int) -> None:
+    """Let `serve run` shut its Ray cluster down; end what is left of its process group."""
+    family = _family(server.pid)
+    if server.poll() is None:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            print("serve run does not stop; ending it", file=sys.stderr)
+    for process in family:
+        try:
+            process.wait(5.0)
+        except psutil.TimeoutExpired:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _family(process_id: int) -> list[psutil.Process]:
+    try:
+        parent = psutil.Process(process_id)
+        return [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _beside_python(name: str) -> str:
+    """A command of this environment, also when it is not on the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise StartFailed(f"the command {name!r} is not installed beside {sys.executable}")
+    return found

@@ -1,0 +1,39 @@
+"""Who holds a port: looked up before a start, because Ray says only that it did not work."""
+
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that listens on a port."""
+
+    port: int
+    process_id: int
+    command: str
+    orphaned: bool
+
+    def __str__(self) -> str:
+        left_over = ", left over from a server that was killed" if self.orphaned else ""
+        return (
+            f"port {self.port} is taken by process {self.process_id} ({self.command}{left_over}): "
+            f"end it with `kill {self.process_id}`, or take another port"
+        )
+
+
+def holder_of(port: int) -> Holder | None:
+    """The process that listens on this TCP port of this machine, if any."""
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+            continue
+        if connection.pid is None:
+            return Holder(port=port, process_id=0, command="another user's process", orphaned=False)
+        try:
+            process = psutil.Process(connection.pid)
+            command = " ".join(process.cmdline()[:4]) or process.name()
+            orphaned = process.ppid() == 1 and "haproxy" in command
+        except psutil.NoSuchProcess:
+            continue
+        return Holder(port=port, process_id=connection.pid, command=command, orphaned=orphaned)
+    return None

@@ -1,0 +1,45 @@
+"""The import path of a model's application: from YAML to a plan, from the plan to a placement."""
+
+from ray import serve
+
+from deployments.config import ModelConfig
+from deployments.replica import Model
+from deployments.shapes import shape_of
+from placement.bundles import Bundles, bundles
+from vram.plan import Plan, plan
+
+# What every engine process of a replica needs to know before it starts.
+_ENGINE_ENV = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding each engine to all cores makes them collide
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def make_plan(config: ModelConfig) -> tuple[Plan, Bundles]:
+    """What the model gets and where it has to be. Raises `Invalid` with what to change."""
+    planned = plan(
+        shape_of(config), config.wishes(), config.device.device(), config.engine, name=config.name
+    )
+    return planned, bundles(
+        planned, replica_cpus=config.replica_cpus, engine_cpus=config.engine_cpus
+    )
+
+
+def build(args: ModelConfig) -> serve.Application:
+    """One model, placed by its plan."""
+    planned, placed = make_plan(args)
+    return Model.options(
+        num_replicas=args.num_replicas,
+        ray_actor_options={
+            "num_cpus": args.replica_cpus,
+            "runtime_env": {"env_vars": {**_ENGINE_ENV, **args.env}},
+        },
+        placement_group_bundles=list(placed.bundles),
+        placement_group_strategy=placed.strategy,
+        max_ongoing_requests=args.limits.max_ongoing_requests,
+        health_check_period_s=5.0,
+        health_check_timeout_s=30.0,
+        # The ladder has been climbed inside the constructor: the same again would end the same.
+        max_constructor_retry_count=1,
+    ).bind(args, planned, placed)

@@ -1,0 +1,150 @@
+"""What a person writes in YAML: the one place where configuration and environment enter."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from deployments.engines.registry import check_engine
+from vram.gpu import Device, cpu_device, device_named
+from vram.plan import Wishes
+from vram.units import GIB
+
+# It is a part of URLs (`/NAME/v1`) and of metrics.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+BODY_BYTES = 8 * 2**20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DeviceConfig(_Strict):
+    """The card that a model is planned for; on CPU, the share of the RAM that stands for one."""
+
+    kind: Literal["cuda", "cpu"] = "cuda"
+    name: str | None = Field(None, description="card, as in `H200` or `A100-80GB`; for kind cuda")
+    memory_gib: float | None = Field(None, gt=0, description="its memory; for kind cpu")
+    gpu_fraction: float = Field(1.0, gt=0, le=1, description="share of the card, for small models")
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> "DeviceConfig":
+        if self.kind == "cpu" and self.memory_gib is None:
+            raise ValueError("device.memory_gib is missing: say how much RAM the model may use")
+        if self.kind == "cpu" and self.gpu_fraction != 1.0:
+            raise ValueError("device.gpu_fraction has no effect on a CPU; lower memory_gib instead")
+        if self.kind == "cuda" and self.name is None:
+            raise ValueError("device.name is missing: name the card, as in `H200`")
+        return self
+
+    def device(self) -> Device:
+        if self.kind == "cpu":
+            return cpu_device(int((self.memory_gib or 0) * GIB))
+        assert self.name is not None
+        return device_named(self.name)
+
+
+class RecoveryConfig(_Strict):
+    """What happens when the engine dies."""
+
+    policy: Literal["fixed"] = "fixed"
+    max_restarts: int = Field(
+        10, ge=0, description="for deaths that were not memory, in the window"
+    )
+    restart_window_s: float = Field(600.0, gt=0)
+    wait_s: float = Field(120.0, gt=0, description="how long a new request waits for the engine")
+    max_waiting: int = Field(1024, ge=0, description="how many new requests may wait for it")
+
+
+class LimitsConfig(_Strict):
+    """What a client may ask for."""
+
+    max_body_bytes: int = Field(BODY_BYTES, gt=0)
+    max_ongoing_requests: int = Field(1024, gt=0, description="per replica; more wait in Ray Serve")
+
+
+class FakeFault(_Strict):
+    """A death of the `fake` engine, for rehearsals."""
+
+    life: int = Field(ge=1)
+    phase: Literal["loading", "running"] = "running"
+    after_tokens: int = Field(1, ge=0)
+    cause: Literal["device_memory", "host_memory", "killed", "other"] = "device_memory"
+
+
+class ModelConfig(_Strict):
+    """`args` of one application: a model, the card it is planned for, and how it is served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    name: Annotated[str, Field(pattern=NAME)]
+    model: str = Field(description="a local folder or a Hugging Face name")
+    engine: str = "vllm"
+    device: DeviceConfig
+
+    # Pins for the planner; what is left out, it chooses.
+    dtype: str | None = None
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
+    max_model_len: int | None = Field(None, ge=1)
+    max_num_seqs: int | None = Field(None, ge=1)
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    tensor_parallel_size: int | None = Field(None, ge=1)
+    pipeline_parallel_size: int | None = Field(None, ge=1)
+    enforce_eager: bool | None = None
+
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="handed to the engine as it is; no key that is planned"
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="of the replica and its engine")
+    trust_remote_code: bool = False
+    skip_vram_check: bool = False
+
+    num_replicas: int = Field(1, ge=1)
+    replica_cpus: float = Field(1.0, ge=0)
+    engine_cpus: float = Field(1.0, ge=0)
+
+    recovery: RecoveryConfig = RecoveryConfig()
+    limits: LimitsConfig = LimitsConfig()
+    api_keys_file: Path | None = Field(
+        None, description="one key a line; BALLAST_API_KEYS otherwise"
+    )
+    fault_injection: bool = False
+    faults: tuple[FakeFault, ...] = Field((), description="of the `fake` engine")
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, engine: str) -> str:
+        check_engine(engine)
+        return engine
+
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> "ModelConfig":
+        if self.faults and not (self.fault_injection and self.engine == "fake"):
+            raise ValueError("faults have no effect without engine: fake and fault_injection: true")
+        return self
+
+    def wishes(self) -> Wishes:
+        return Wishes(
+            dtype=self.dtype,
+            quantization=self.quantization,
+            kv_cache_dtype=self.kv_cache_dtype,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            tensor_parallel_size=self.tensor_parallel_size,
+            pipeline_parallel_size=self.pipeline_parallel_size,
+            enforce_eager=self.enforce_eager,
+            gpu_fraction=self.device.gpu_fraction,
+        )
+
+
+class GatewayConfig(_Strict):
+    """`args` of the application at `/`: one `/v1` in front of all models."""
+
+    limits: LimitsConfig = LimitsConfig()
+    api_keys_file: Path | None = None
+    num_replicas: int = Field(1, ge=1)
+    replica_cpus: float = Field(0.1, ge=0)

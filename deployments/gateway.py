@@ -1,0 +1,180 @@
+"""One `/v1` in front of all models: finds the model in the body and passes bytes through.
+
+With HAProxy most requests never come here (`cluster.haproxy` sends them straight to their model);
+what does is every request under a plain `serve run`, lists over all models, and mistakes.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from ray import serve
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from deployments.config import GatewayConfig
+from deployments.limits import ApiKeys, BodyLimit, load_api_keys
+from deployments.metrics import merge
+from deployments.openai.errors import error_response
+
+MODEL_DEPLOYMENT = "Model"  # the name of the deployment in every model's application
+_MODELS_TTL_S = 2.0
+_HOP_HEADERS = frozenset(
+    {"connection", "content-length", "host", "transfer-encoding", "keep-alive"}
+)
+
+
+@serve.deployment(name="Gateway")
+@serve.ingress()
+class Gateway:
+    """The application at `/`."""
+
+    async def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+        self._client = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=5.0), limits=_LIMITS)
+        self._models: tuple[str, ...] = ()
+        self._models_at_s = 0.0
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        app = FastAPI(title="Ballast", docs_url=None, redoc_url=None)
+        app.add_api_route("/health", self.health, methods=["GET"])
+        app.add_api_route("/status", self.status, methods=["GET"])
+        app.add_api_route("/metrics", self.metrics, methods=["GET"])
+        app.add_api_route("/v1/models", self.list_models, methods=["GET"])
+        app.add_api_route("/v1/models/{model}", self.show_model, methods=["GET"])
+        app.add_api_route("/v1/{path:path}", self.forward, methods=["POST"])
+        app.add_api_route("/api/v1/inference/stream", self.forward, methods=["POST"])
+        app.add_api_route("/{model}/v1/{path:path}", self.unknown, methods=["GET", "POST"])
+        keys = load_api_keys(self._config.api_keys_file)
+        return BodyLimit(ApiKeys(app, keys), max_body_bytes=self._config.limits.max_body_bytes)
+
+    async def health(self) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def status(self) -> Response:
+        """Every replica of every model; a model that can't answer is listed with the reason."""
+        names = await self.models()
+        reports = await asyncio.gather(*(self._broadcast(name, "status") for name in names))
+        return JSONResponse({"models": dict(zip(names, reports, strict=True))})
+
+    async def metrics(self) -> Response:
+        names = await self.models()
+        texts = await asyncio.gather(*(self._broadcast(name, "metrics") for name in names))
+        flat = [text for replicas in texts for text in replicas if isinstance(text, str)]
+        return PlainTextResponse(merge(flat), media_type=CONTENT_TYPE_LATEST)
+
+    async def list_models(self, request: Request) -> Response:
+        names = await self.models()
+        answers = await asyncio.gather(*(self._get(request, name, "/v1/models") for name in names))
+        data = [card for answer in answers for card in answer.get("data", [])]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def show_model(self, request: Request, model: str) -> Response:
+        if model not in await self.models():
+            return await self._unknown(model)
+        cards = (await self._get(request, model, "/v1/models")).get("data", [])
+        card = next((card for card in cards if card["id"] == model), None)
+        return JSONResponse(card) if card else await self._unknown(model)
+
+    async def forward(self, request: Request) -> Response:
+        field = "modelId" if request.url.path.startswith("/api/") else "model"
+        body = await request.body()
+        try:
+            parsed = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            return error_response(400, f"the body is not JSON in UTF-8: {error}", param=None)
+        model = parsed.get(field) if isinstance(parsed, dict) else None
+        if not isinstance(model, str):
+            return error_response(400, f"{field!r} is missing: name the model", param=field)
+        if model not in await self.models():
+            return await self._unknown(model)
+        return await self._pass(request, model, body)
+
+    async def unknown(self, model: str, path: str) -> Response:
+        return await self._unknown(model)
+
+    async def models(self) -> tuple[str, ...]:
+        """The applications that serve a model, by name; asked of Ray Serve every few seconds."""
+        now_s = time.monotonic()
+        if now_s - self._models_at_s > _MODELS_TTL_S:
+            status = await asyncio.to_thread(serve.status)
+            self._models = tuple(
+                sorted(
+                    n for n, a in status.applications.items() if MODEL_DEPLOYMENT in a.deployments
+                )
+            )
+            self._models_at_s = now_s
+        return self._models
+
+    async def _pass(self, request: Request, model: str, body: bytes) -> Response:
+        headers = [(k, v) for k, v in request.headers.raw if k.decode() not in _HOP_HEADERS]
+        url = f"{_front_url()}/{model}{request.url.path}"
+        upstream = self._client.build_request("POST", url, headers=headers, content=body)
+        try:
+            answer = await self._client.send(upstream, stream=True)
+        except httpx.TransportError as error:
+            return error_response(
+                503, f"model {model!r} can't be reached: {error}", param=None, retry_after_s=5
+            )
+        kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_HEADERS}
+        return StreamingResponse(_bytes(answer), status_code=answer.status_code, headers=kept)
+
+    async def _get(self, request: Request, model: str, path: str) -> dict[str, Any]:
+        headers = {k: v for k, v in request.headers.items() if k in ("authorization", "x-api-key")}
+        try:
+            answer = await self._client.get(
+                f"{_front_url()}/{model}{path}", headers=headers, timeout=5.0
+            )
+        except httpx.TransportError:
+            return {}  # it is starting or gone: a list shows the models that answer
+        return answer.json() if answer.status_code == 200 else {}
+
+    async def _broadcast(self, model: str, method: str) -> list[Any]:
+        handle = serve.get_deployment_handle(MODEL_DEPLOYMENT, app_name=model)
+        try:
+            response = await asyncio.to_thread(handle.broadcast, method)
+            return list(await asyncio.to_thread(response.results, timeout_s=5.0))
+        except Exception as error:
+            return [
+                {
+                    "model": model,
+                    "state": "unreachable",
+                    "reason": f"{type(error).__name__}: {error}",
+                }
+            ]
+
+    async def _unknown(self, model: str) -> Response:
+        known = ", ".join(await self.models()) or "none yet"
+        message = f"the model {model!r} is not served here; served are: {known}"
+        return error_response(404, message, param="model", code="model_not_found")
+
+
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+
+
+async def _bytes(answer: httpx.Response) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in answer.aiter_raw():
+            yield chunk
+    finally:
+        await answer.aclose()
+
+
+def _front_url() -> str:
+    """This node's own Serve front, which knows the replicas of every model."""
+    from ray.serve.context import _get_global_client
+
+    return f"http://127.0.0.1:{_get_global_client().http_config.port}"
+
+
+def build(args: GatewayConfig) -> serve.Application:
+    """The import path of the application at `/`."""
+    return Gateway.options(
+        num_replicas=args.num_replicas,
+        ray_actor_options={"num_cpus": args.replica_cpus},
+        max_ongoing_requests=args.limits.max_ongoing_requests,
+    ).bind(args)

@@ -1,0 +1,1 @@
+"""OpenAI's HTTP interface over any engine that speaks in tokens."""

@@ -1,0 +1,122 @@
+"""The Ray Serve replica: HTTP ends here, and the engine lives beside it. Thin on purpose."""
+
+import time
+from typing import Any
+
+import ray
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from ray import serve
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
+
+from deployments.config import ModelConfig
+from deployments.engines.protocol import Measurement
+from deployments.errors import Fatal, Invalid
+from deployments.inference_stream import InferenceStream
+from deployments.limits import Admission, ApiKeys, BodyLimit, JsonGuard, ResponseTime, load_api_keys
+from deployments.serving import Serving, start_serving
+from deployments.status import ReplicaCollector, report
+from deployments.supervisor import State
+from placement.bundles import Bundles
+from vram.plan import Plan
+
+_MEASURE_EVERY_S = 10.0
+
+
+@serve.deployment(name="Model")
+@serve.ingress()
+class Model:
+    """One replica of one model."""
+
+    async def __init__(self, config: ModelConfig, plan: Plan, bundles: Bundles) -> None:
+        self._config = config
+        self._plan = plan
+        self._measured: Measurement | None = None
+        self._measured_at_s = 0.0
+        group = ray.util.get_current_placement_group()
+        _check_placement(config.name, bundles, group)
+        self._serving: Serving = await start_serving(config, plan, placement_group=group)
+        self._collector = ReplicaCollector(self._serving.keeper, plan)
+        self._registry = CollectorRegistry()
+        self._registry.register(self._collector)
+        REGISTRY.register(self._collector)  # vLLM's /metrics shows the default registry
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        config, keeper = self._config, self._serving.keeper
+
+        async def admission() -> None:
+            recovery = config.recovery
+            await keeper.admission(wait_s=recovery.wait_s, max_waiting=recovery.max_waiting)
+
+        api = InferenceStream(Admission(self._serving.app, admission), model=config.name)
+        own = Starlette(
+            routes=[
+                Route("/health", self._health_page),
+                Route("/status", self._status_page),
+                *([] if config.engine == "vllm" else [Route("/metrics", self._metrics_page)]),
+                Mount("/", JsonGuard(api)),
+            ]
+        )
+        guarded = ApiKeys(own, load_api_keys(config.api_keys_file))
+        return ResponseTime(BodyLimit(guarded, max_body_bytes=config.limits.max_body_bytes))
+
+    async def check_health(self) -> None:
+        """Healthy while it recovers: Ray Serve must not replace a replica that holds streams."""
+        if self._serving.keeper.state is State.FAILED:
+            raise Fatal(f"{self._config.name}: {self._serving.keeper.supervisor.reason}")
+
+    async def status(self) -> dict[str, Any]:
+        """For the gateway, which asks every replica."""
+        context = serve.get_replica_context()
+        return report(
+            self._serving.keeper,
+            self._plan,
+            await self._measure(),
+            engine=self._config.engine,
+            replica=context.replica_tag,
+        )
+
+    async def metrics(self) -> str:
+        """Ballast's own metrics of this replica, in Prometheus's text format."""
+        await self._measure()
+        return generate_latest(self._registry).decode()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_serving"):
+            await self._serving.keeper.stop()
+
+    async def _measure(self) -> Measurement | None:
+        """At most every few seconds: it reads every process of the machine."""
+        now_s = time.monotonic()
+        if self._serving.keeper.is_serving and now_s - self._measured_at_s > _MEASURE_EVERY_S:
+            self._measured_at_s = now_s
+            self._measured = await self._serving.keeper.engine.measure()
+            self._collector.measured = self._measured
+        return self._measured
+
+    async def _health_page(self, request: Request) -> Response:
+        state = self._serving.keeper.state
+        return JSONResponse(
+            {"status": state.value}, status_code=503 if state is State.FAILED else 200
+        )
+
+    async def _status_page(self, request: Request) -> Response:
+        return JSONResponse(await self.status())
+
+    async def _metrics_page(self, request: Request) -> Response:
+        return PlainTextResponse(await self.metrics())
+
+
+def _check_placement(name: str, planned: Bundles, group: Any) -> None:
+    """`placement_group_bundles` written by hand in the YAML would silently replace the plan's."""
+    actual = tuple(group.bundle_specs) if group is not None else ()
+    if actual != planned.bundles:
+        raise Invalid(
+            f"{name}: the placement group has {list(actual)}, the plan says "
+            f"{list(planned.bundles)}; remove placement_group_bundles from the YAML: "
+            f"the plan is its only owner",
+            "placement_group_bundles",
+        )

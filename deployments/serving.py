@@ -1,0 +1,110 @@
+"""A model being served: its engine, the keeper over it, and the app that turns HTTP into tokens."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp
+
+from deployments.config import ModelConfig
+from deployments.device_memory import available_bytes
+from deployments.engines.protocol import LoadFailed
+from deployments.engines.registry import check_installed
+from deployments.keeper import Keeper
+from deployments.oom import Cause, Death
+from deployments.shapes import shape_of
+from deployments.supervisor import RestartLimit, Supervisor, fixed
+from vram.errors import DoesNotFit
+from vram.ladder import fixed_ladder
+from vram.plan import Plan
+from vram.precheck import precheck
+from vram.settings import EngineSettings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a replica holds."""
+
+    keeper: Keeper[Any]
+    app: ASGIApp  # OpenAI's API, without limits and keys
+
+
+async def start_serving(config: ModelConfig, plan: Plan, *, placement_group: Any) -> Serving:
+    """Load the model and return when it serves. Raises `LadderExhausted`, `EngineMissing`."""
+    check_installed(config.engine)
+    if config.engine == "vllm":
+        return await _start_vllm(config, plan, placement_group)
+    return await _start_tokens(config, plan, placement_group)
+
+
+async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> Serving:
+    """vLLM's own front over the keeper."""
+    from deployments.engines import vllm_front
+    from deployments.engines.vllm import VLLMEngine
+
+    options = {**config.engine_args, "trust_remote_code": config.trust_remote_code}
+    args = vllm_front.front_args(config.model, config.name, options)
+    group = placement_group if plan.device.kind == "cuda" else None
+    engine = VLLMEngine(
+        lambda settings: vllm_front.make_config(args, settings, placement_group=group)
+    )
+    core = vllm_front.JournaledCore()
+    keeper: Keeper[Any] = Keeper(
+        config.name,
+        engine,
+        _supervisor(config, plan),
+        on_step=core.on_step,
+        on_give_up=core.on_give_up,
+        before_load=_before_load(config, plan, placement_group),
+    )
+    core.attach(keeper, engine)
+    await keeper.start()
+    assert engine.config is not None
+    llm = vllm_front.make_llm(core, engine.config)
+    return Serving(keeper, await vllm_front.make_app(llm, args))
+
+
+async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -> Serving:
+    """Ballast's own OpenAI layer over the keeper."""
+    raise NotImplementedError
+
+
+def _supervisor(config: ModelConfig, plan: Plan) -> Supervisor:
+    shape = shape_of(config)
+
+    def ladder(longest_request_tokens: int) -> tuple[Any, ...]:
+        return fixed_ladder(
+            plan.settings,
+            shape,
+            plan.device,
+            plan.engine,
+            longest_request_tokens=longest_request_tokens,
+        )
+
+    limit = RestartLimit(
+        max_restarts=config.recovery.max_restarts, window_s=config.recovery.restart_window_s
+    )
+    return Supervisor(ladder(0)[0], fixed(ladder), limit)
+
+
+def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
+    """The pre-check: one line before each load, and settings that fit what is free now."""
+    shape = shape_of(config)
+
+    async def check(settings: EngineSettings) -> EngineSettings:
+        if config.skip_vram_check:
+            return settings
+        free_bytes = await available_bytes(plan, placement_group)
+        try:
+            result = precheck(
+                shape, settings, plan.device, free_bytes, plan.engine, name=config.name
+            )
+        except DoesNotFit as refusal:
+            death = Death(cause=Cause.DEVICE_MEMORY, phase="loading", message=str(refusal))
+            raise LoadFailed(death) from refusal
+        log.info("vram_check", model=config.name, check=result.line)
+        return result.settings
+
+    return check

@@ -1,0 +1,27 @@
+"""The shape of the model that a configuration names."""
+
+from deployments.config import ModelConfig
+from vram.hub import read_config
+from vram.model import ModelShape
+
+# The fake engine has no model; it is planned as a tiny one.
+_FAKE = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 128,
+    "intermediate_size": 576,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "torch_dtype": "float32",
+}
+
+
+def shape_of(config: ModelConfig) -> ModelShape:
+    """Read from `config.json`. Raises `Invalid` if there is none or if it makes no sense."""
+    if config.engine == "fake":
+        return ModelShape.from_config(_FAKE)
+    return ModelShape.from_config(read_config(config.model))
