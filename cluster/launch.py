@@ -1,10 +1,12 @@
 """`ballast serve`: checks a config, starts `serve run` on it, and says when it can be talked to."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +23,8 @@ from vram.units import gib
 
 # What a body may have so that HAProxy can still find the model in it; longer ones take the gateway.
 _HAPROXY_BUFFER_BYTES = 128 * 1024
-_HAPROXY_PAGES = (9101, 8404)  # Ray's defaults for HAProxy's metrics and statistics
+_HAPROXY_PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+_DASHBOARD = re.compile(r"dashboard at\D*(?P<url>http://[\w.:\[\]]+)")
 _STOP_S = 60.0
 
 Say = Callable[[str], None]
@@ -61,7 +64,8 @@ def environment(base: Mapping[str, str], *, haproxy: bool) -> dict[str, str]:
 
 def check_ports(config: ServeConfig, *, haproxy: bool) -> None:
     """Raise `Invalid` naming the process that holds a port we need."""
-    for port in (config.port, *(_HAPROXY_PAGES if haproxy else ())):
+    pages = [int(os.environ.get(name, port)) for name, port in _HAPROXY_PAGES.items()]
+    for port in (config.port, *(pages if haproxy else ())):
         holder = holder_of(port)
         if holder is not None:
             raise Invalid(str(holder), "http_options.port")
@@ -72,38 +76,91 @@ def serve(config: ServeConfig, *, haproxy: bool, timeout_s: float, say: Say) -> 
     check_ports(config, haproxy=haproxy)
     check(config, say)
     began_s = time.monotonic()
-    server = subprocess.Popen(
-        [_beside_python("serve"), "run", str(config.path)],
-        env=environment(os.environ, haproxy=haproxy),
-        start_new_session=True,
-    )
+    server = _Server(config, haproxy=haproxy)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _wait(server, config, timeout_s, say)
         say(f"ready after {time.monotonic() - began_s:.0f} s")
         say(_next_step(config))
-        return server.wait()
+        return server.process.wait()
     except KeyboardInterrupt:
         say("stopping")
         return 0
     finally:
-        _stop(server, config.port)
+        server.stop()
 
 
-def _wait(server: "subprocess.Popen[bytes]", config: ServeConfig, limit_s: float, say: Say) -> None:
+class _Server:
+    """`serve run` in a process group of its own; what it prints goes on to our output."""
+
+    def __init__(self, config: ServeConfig, *, haproxy: bool) -> None:
+        self.process = subprocess.Popen(
+            [_beside_python("serve"), "run", str(config.path)],
+            env=environment(os.environ, haproxy=haproxy),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._dashboard: str | None = None
+        threading.Thread(target=self._pass_on, daemon=True).start()
+
+    def failed_application(self) -> str | None:
+        """What Ray's dashboard says of an application that it has given up."""
+        if self._dashboard is None:
+            return None
+        try:
+            answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=2.0)
+            applications = answer.json()["applications"]
+        except (httpx.TransportError, ValueError, KeyError):
+            return None
+        for name, application in applications.items():
+            if application["status"] == "DEPLOY_FAILED":
+                return f"{name} failed to start: {_last_line(application['message'])}"
+        return None
+
+    def stop(self) -> None:
+        """Let `serve run` shut its Ray cluster down; end what is left of its family."""
+        family = _family(self.process.pid)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                print(f"serve run did not stop within {_STOP_S:.0f} s: killed", file=sys.stderr)
+        for process in family:
+            try:
+                process.wait(5.0)
+            except psutil.TimeoutExpired:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+    def _pass_on(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            sys.stdout.write(line)
+            found = _DASHBOARD.search(line)
+            if found is not None:
+                self._dashboard = found["url"]
+        sys.stdout.flush()
+
+
+def _wait(server: _Server, config: ServeConfig, limit_s: float, say: Say) -> None:
     deadline_s = time.monotonic() + limit_s
     waiting = [model.name for model in config.models]
     base = f"http://127.0.0.1:{config.port}"
     while waiting:
-        if server.poll() is not None:
-            raise StartFailed(f"`serve run` ended with exit code {server.returncode}")
+        if server.process.poll() is not None:
+            raise StartFailed(f"`serve run` ended with exit code {server.process.returncode}")
         if time.monotonic() > deadline_s:
             raise StartFailed(f"{', '.join(waiting)} did not start within {limit_s:.0f} s")
         for name in list(waiting):
             if _is_ready(f"{base}/{name}/health"):
                 waiting.remove(name)
                 say(f"{name} is ready" + (f", waiting for {', '.join(waiting)}" if waiting else ""))
-        failed = _failed_application()
+        failed = server.failed_application()
         if failed is not None:
             raise StartFailed(failed)
         time.sleep(0.5)
@@ -119,17 +176,10 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _failed_application() -> str | None:
-    """What Ray's dashboard says of an application that it has given up."""
-    try:
-        answer = httpx.get("http://127.0.0.1:8265/api/serve/applications/", timeout=2.0)
-        applications = answer.json()["applications"]
-    except (httpx.TransportError, ValueError, KeyError):
-        return None
-    for name, application in applications.items():
-        if application["status"] == "DEPLOY_FAILED":
-            return f"{name} failed to start: {application['message'].strip()}"
-    return None
+def _last_line(message: str) -> str:
+    """Ray wraps our sentence in a traceback; the sentence is the last line of it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
 
 
 def _next_step(config: ServeConfig) -> str:
@@ -140,24 +190,6 @@ def _next_step(config: ServeConfig) -> str:
         f'{{"model": "{model}", "stream": true, "max_tokens": 64, '
         f'"messages": [{{"role": "user", "content": "Hello"}}]}}\''
     )
-
-
-def _stop(server: "subprocess.Popen[bytes]", port: int) -> None:
-    """Let `serve run` shut its Ray cluster down; end what is left of its process group."""
-    family = _family(server.pid)
-    if server.poll() is None:
-        server.send_signal(signal.SIGINT)
-        try:
-            server.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            print("serve run does not stop; ending it", file=sys.stderr)
-    for process in family:
-        try:
-            process.wait(5.0)
-        except psutil.TimeoutExpired:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def _family(process_id: int) -> list[psutil.Process]:

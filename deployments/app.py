@@ -1,9 +1,12 @@
 """The import path of a model's application: from YAML to a plan, from the plan to a placement."""
 
+from pathlib import Path
+
 from ray import serve
 
 from deployments.config import ModelConfig
-from deployments.replica import Model
+from deployments.gateway import MODEL_DEPLOYMENT
+from deployments.replica import Replica
 from deployments.shapes import shape_of
 from placement.bundles import Bundles, bundles
 from vram.plan import Plan, plan
@@ -28,8 +31,11 @@ def make_plan(config: ModelConfig) -> tuple[Plan, Bundles]:
 
 def build(args: ModelConfig) -> serve.Application:
     """One model, placed by its plan."""
+    args = _with_absolute_path(args)
     planned, placed = make_plan(args)
-    return Model.options(
+    # Ray pickles a wrapped class by value and a plain one by name: keep the plain one importable.
+    deployment = serve.deployment(name=MODEL_DEPLOYMENT)(serve.ingress()(Replica))
+    return deployment.options(
         num_replicas=args.num_replicas,
         ray_actor_options={
             "num_cpus": args.replica_cpus,
@@ -43,3 +49,9 @@ def build(args: ModelConfig) -> serve.Application:
         # The ladder has been climbed inside the constructor: the same again would end the same.
         max_constructor_retry_count=1,
     ).bind(args, planned, placed)
+
+
+def _with_absolute_path(config: ModelConfig) -> ModelConfig:
+    """Replicas run in other working directories, and on other nodes with the same file system."""
+    folder = Path(config.model)
+    return config.model_copy(update={"model": str(folder.resolve())}) if folder.exists() else config

@@ -17,9 +17,10 @@ from ray import serve
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from deployments.config import GatewayConfig
+from deployments.errors import Busy
 from deployments.limits import ApiKeys, BodyLimit, load_api_keys
 from deployments.metrics import merge
-from deployments.openai.errors import error_response
+from deployments.openai.errors import ErrorAnswer, RequestError, UnknownModel, answer_to
 
 MODEL_DEPLOYMENT = "Model"  # the name of the deployment in every model's application
 _MODELS_TTL_S = 2.0
@@ -28,8 +29,6 @@ _HOP_HEADERS = frozenset(
 )
 
 
-@serve.deployment(name="Gateway")
-@serve.ingress()
 class Gateway:
     """The application at `/`."""
 
@@ -86,10 +85,10 @@ class Gateway:
         try:
             parsed = json.loads(body)
         except (ValueError, RecursionError) as error:
-            return error_response(400, f"the body is not JSON in UTF-8: {error}", param=None)
+            return _refusal(RequestError(f"the body is not JSON in UTF-8: {error}"))
         model = parsed.get(field) if isinstance(parsed, dict) else None
         if not isinstance(model, str):
-            return error_response(400, f"{field!r} is missing: name the model", param=field)
+            return _refusal(RequestError(f"{field} is missing: name the model", field))
         if model not in await self.models():
             return await self._unknown(model)
         return await self._pass(request, model, body)
@@ -117,9 +116,8 @@ class Gateway:
         try:
             answer = await self._client.send(upstream, stream=True)
         except httpx.TransportError as error:
-            return error_response(
-                503, f"model {model!r} can't be reached: {error}", param=None, retry_after_s=5
-            )
+            busy = Busy(f"the model {model!r} can't be reached: {error}", retry_after_s=5)
+            return _refusal(busy)
         kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_HEADERS}
         return StreamingResponse(_bytes(answer), status_code=answer.status_code, headers=kept)
 
@@ -148,12 +146,15 @@ class Gateway:
             ]
 
     async def _unknown(self, model: str) -> Response:
-        known = ", ".join(await self.models()) or "none yet"
-        message = f"the model {model!r} is not served here; served are: {known}"
-        return error_response(404, message, param="model", code="model_not_found")
+        return _refusal(UnknownModel(model, ", ".join(await self.models()) or "none yet"))
 
 
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+
+
+def _refusal(error: Exception) -> Response:
+    answer: ErrorAnswer = answer_to(error)
+    return Response(answer.body, answer.status, dict(answer.headers), "application/json")
 
 
 async def _bytes(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -173,7 +174,8 @@ def _front_url() -> str:
 
 def build(args: GatewayConfig) -> serve.Application:
     """The import path of the application at `/`."""
-    return Gateway.options(
+    deployment = serve.deployment(name="Gateway")(serve.ingress()(Gateway))
+    return deployment.options(
         num_replicas=args.num_replicas,
         ray_actor_options={"num_cpus": args.replica_cpus},
         max_ongoing_requests=args.limits.max_ongoing_requests,

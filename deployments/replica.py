@@ -26,9 +26,7 @@ from vram.plan import Plan
 _MEASURE_EVERY_S = 10.0
 
 
-@serve.deployment(name="Model")
-@serve.ingress()
-class Model:
+class Replica:
     """One replica of one model."""
 
     async def __init__(self, config: ModelConfig, plan: Plan, bundles: Bundles) -> None:

@@ -1,6 +1,7 @@
 """The live Ray cluster as nodes. The only file of this package that talks to Ray."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,19 +27,24 @@ def nodes_from_ray(
     Ray labels a card by its product only, so a card with two sizes counts as the smaller one, and
     it says how much GPU is free in sum, not on which card: the rest after whole cards is one card.
     """
+    living = [ray_node for ray_node in ray_nodes if ray_node["Alive"]]
+    num_of_name = Counter(ray_node["NodeName"] for ray_node in living)
     nodes = [
-        _node(ray_node, available.get(ray_node["NodeID"], {}))
-        for ray_node in ray_nodes
-        if ray_node.get("Alive", ray_node.get("alive", False))
+        _node(
+            # Ray's name is the address, which several nodes of one machine share.
+            ray_node["NodeName"] if num_of_name[ray_node["NodeName"]] == 1 else ray_node["NodeID"],
+            ray_node["Resources"],
+            available.get(ray_node["NodeID"], {}),
+        )
+        for ray_node in living
     ]
     return tuple(sorted(nodes, key=lambda node: node.name))
 
 
-def _node(ray_node: Mapping[str, Any], available: Mapping[str, float]) -> Node:
-    resources = ray_node.get("Resources", {})
+def _node(name: str, resources: Mapping[str, float], available: Mapping[str, float]) -> Node:
     num_gpus = int(resources.get("GPU", 0))
     return Node(
-        name=str(ray_node.get("NodeName") or ray_node["NodeID"]),
+        name=name,
         gpus=(_card(resources),) * num_gpus if num_gpus else (),
         free=_free_shares(num_gpus, float(available.get("GPU", 0.0))),
         cpus=float(available.get("CPU", 0.0)),

@@ -11,7 +11,7 @@ class BallastError(Exception):
     """The root of every error that Ballast raises on purpose."""
 
 
-class Invalid(BallastError):  # noqa: N818 (the word of docs/vocabulary.md)
+class Invalid(BallastError):
     """The request or the configuration has to change; trying again does not help."""
 
     def __init__(self, problem: str, setting: str = "") -> None:

@@ -34,6 +34,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    # httpx.HTTPError and OSError: huggingface_hub changes its HTTP library between releases.
+    unreachable: tuple[type[Exception], ...] = (LocalEntryNotFoundError, *HfHubHTTPError.__bases__)
     try:
         return Path(hf_hub_download(name, "config.json", local_files_only=True))
     except LocalEntryNotFoundError:
@@ -41,6 +43,7 @@ def _from_hub(name: str) -> Path:
     except HFValidationError as error:
         raise Invalid(f"{name!r} is not a Hugging Face name: {error}", "model") from error
     try:
+        # It also fails at once without a network, where the download retries for 23 s.
         found = get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT_S)
         if found.size is not None and found.size > LARGEST_CONFIG_BYTES:
             raise Invalid(
@@ -49,7 +52,7 @@ def _from_hub(name: str) -> Path:
                 "model",
             )
         return Path(hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT_S))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except unreachable as error:
         raise Invalid(
             f"config.json of {name} is neither in the cache nor to be had from the Hub "
             f"({type(error).__name__}): give a local folder, or check the name, the network "

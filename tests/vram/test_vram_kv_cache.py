@@ -1,0 +1,84 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vram.gpu import cpu_device, device_named
+from vram.kv_cache import CacheLayout, PageGroup, cache_layout
+from vram.units import GIB
+
+H200 = device_named("H200")
+
+
+def test_llama_2_7b_takes_half_a_mebibyte_a_token(shape_of, settings_with) -> None:
+    # The course's example: 16 sequences of 2048 tokens are 16 GiB.
+    layout = cache_layout(shape_of("llama-2-7b"), settings_with(max_model_len=2048), H200, "vllm")
+    assert 16 * layout.sequence_bytes(2048) == 16 * GIB
+
+
+def test_fp8_halves_the_cache(shape_of, settings_with) -> None:
+    shape = shape_of("llama-3.1-8b")
+    full = cache_layout(shape, settings_with(), H200, "vllm")
+    fp8 = cache_layout(shape, settings_with(kv_cache_dtype="fp8"), H200, "vllm")
+    assert full.token_bytes == 2 * fp8.token_bytes
+
+
+def test_a_gpu_keeps_one_whole_head_when_there_are_fewer_heads_than_gpus(
+    shape_of, settings_with
+) -> None:
+    shape = shape_of("llama-3.1-8b")  # 8 key-value heads
+    eight = cache_layout(shape, settings_with(tensor_parallel_size=8), H200, "vllm")
+    sixteen = cache_layout(shape, settings_with(tensor_parallel_size=16), H200, "vllm")
+    assert eight.token_bytes == sixteen.token_bytes
+
+
+def test_vllm_pages_by_128_tokens_on_the_cpu(shape_of, settings_with) -> None:
+    layout = cache_layout(shape_of("qwen2.5-0.5b"), settings_with(), cpu_device(GIB), "vllm")
+    assert layout.sequence_bytes(1) == layout.sequence_bytes(128) < layout.sequence_bytes(129)
+
+
+def test_gemma_2_is_two_groups_and_its_windows_save_memory(shape_of, settings_with) -> None:
+    settings = settings_with(max_num_batched_tokens=512)
+    layout = cache_layout(shape_of("gemma-2-9b"), settings, H200, "vllm")
+    assert [group.window_tokens for group in layout.groups] == [None, 4096]
+    assert layout.sequence_bytes(8192) < 8192 * layout.token_bytes
+
+
+layouts = st.builds(
+    CacheLayout,
+    groups=st.sampled_from(
+        [
+            (PageGroup(num_layers=8, window_tokens=None),),
+            (PageGroup(num_layers=8, window_tokens=128),),
+            (
+                PageGroup(num_layers=4, window_tokens=None),
+                PageGroup(num_layers=4, window_tokens=1024),
+                PageGroup(num_layers=4, window_tokens=1024),
+            ),
+        ]
+    ),
+    page_tokens=st.sampled_from([1, 16, 128]),
+    token_bytes_per_layer=st.integers(1, 1 << 14),
+    in_flight_tokens=st.integers(1, 1 << 15),
+)
+
+
+@given(layout=layouts, tokens=st.integers(1, 1 << 20), more=st.integers(0, 1 << 20))
+def test_more_context_never_needs_less_memory(layout: CacheLayout, tokens: int, more: int) -> None:
+    assert layout.sequence_bytes(tokens) <= layout.sequence_bytes(tokens + more)
+
+
+@given(layout=layouts, cache_bytes=st.integers(0, 1 << 36), highest=st.integers(1, 1 << 20))
+def test_the_longest_context_fits_and_one_token_more_does_not(
+    layout: CacheLayout, cache_bytes: int, highest: int
+) -> None:
+    tokens = layout.longest_context(cache_bytes, highest)
+    assert tokens == 0 or layout.sequence_bytes(tokens) <= cache_bytes
+    assert tokens == highest or layout.sequence_bytes(tokens + 1) > cache_bytes
+
+
+@pytest.mark.parametrize(("cache_gib", "tokens"), [(109.15, 2043840), (0.0, 0)])
+def test_tokens_are_whole_pages(cache_gib: float, tokens: int, shape_of, settings_with) -> None:
+    layout = cache_layout(shape_of("qwen2.5-7b"), settings_with(), H200, "vllm")
+    found = layout.tokens(int(cache_gib * GIB), 8192)
+    assert found == pytest.approx(tokens, rel=1e-4)
+    assert found % 16 == 0
