@@ -92,10 +92,16 @@ def measure() -> Memory | None:
     )
 
 
+def busy_share() -> float:
+    """Of all cores, over one second."""
+    return float(psutil.cpu_percent(interval=1.0)) / 100
+
+
 def listener(port: int) -> str | None:
     """Who listens on the port, in words."""
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+        listens_there = getattr(connection.laddr, "port", None) == port
+        if connection.status == psutil.CONN_LISTEN and listens_there:
             if connection.pid is None:
                 return "a process of someone else"
             return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"

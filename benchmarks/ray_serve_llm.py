@@ -6,6 +6,7 @@ matter of the environment (see servers.py).
 
 import argparse
 import signal
+import sys
 
 # Serve LLM asks for two ingress replicas of one CPU each beside the model's; Ray only counts them.
 LOGICAL_CPUS = 8
@@ -22,7 +23,11 @@ def main() -> None:
 
     import ray
     from ray import serve
-    from ray.serve.llm import LLMConfig, build_openai_app
+
+    try:
+        from ray.serve.llm import LLMConfig, build_openai_app
+    except ModuleNotFoundError as missing:
+        sys.exit(f"Ray Serve LLM needs {missing.name}: pip install pyarrow jsonref")
 
     ray.init(address="local", num_cpus=LOGICAL_CPUS, include_dashboard=False)
     serve.start(http_options={"host": "127.0.0.1", "port": arguments.port})

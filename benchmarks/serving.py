@@ -6,6 +6,7 @@ What is measured and what is not: benchmarks/README.md.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from benchmarks.load import ENDPOINTS, Load, LoadResult
 from benchmarks.servers import (
     REPOSITORY,
     SERVERS,
+    Endpoint,
     RunningServer,
     ServerFailedError,
     ServerKind,
@@ -33,6 +35,8 @@ from cluster.demo_model import build_demo_model
 
 REQUESTS_AT = {1: 24, 16: 160, 64: 384}  # by concurrency: about ten seconds each
 WARM_UP_REQUESTS = 64
+COMMON_MODEL = "demo"
+BUSY_LIMIT = 0.05  # of all cores, before a server starts
 # Wide where it goes to a file: a table cut to 80 columns says nothing.
 console = Console(width=None if sys.stdout.isatty() else 150)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -71,6 +75,7 @@ def main(
         omp_threads=omp_threads,
     )
     processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, _interrupt)
     date = datetime.now(UTC)
     measurements: list[report.Measurement] = []
     failed = False
@@ -81,7 +86,10 @@ def main(
                 if ballast_url and name == "ballast"
                 else running(kind, settings)
             )
+            busy = processes.busy_share()
             console.print(f"round {round_number + 1}/{rounds}: {kind.title}", style="bold")
+            if busy > BUSY_LIMIT:
+                console.print(f"  others keep this machine {busy:.0%} busy: no fair figures")
             plans = [
                 Load(
                     base_url="",
@@ -95,7 +103,7 @@ def main(
                 for level in levels
             ]
             try:
-                measurements += _measure(kind, server, plans, round_number)
+                measurements += _measure(kind, server, plans, round_number, busy)
             except ServerFailedError as failure:
                 failed = True
                 console.print(f"left out: {failure}", markup=False, highlight=False)
@@ -118,7 +126,7 @@ def _chosen(names: str, second_model: bool) -> dict[str, ServerKind]:
     if second_model:
         return kinds
     return {
-        name: replace(kind, endpoints=tuple(e for e in kind.endpoints if e.model == "demo"))
+        name: replace(kind, endpoints=tuple(e for e in kind.endpoints if e.model == COMMON_MODEL))
         for name, kind in kinds.items()
     }
 
@@ -133,6 +141,7 @@ def _measure(
     server: AbstractContextManager[RunningServer],
     plans: list[Load],
     round_number: int,
+    busy_before: float,
 ) -> list[report.Measurement]:
     measurements = []
     with server as running_server:
@@ -153,12 +162,25 @@ def _measure(
                 report.Measurement(
                     round=round_number,
                     endpoint=endpoint,
+                    busy_before=busy_before,
                     started_in_s=running_server.started_in_s,
                     loads=results,
-                    memory=processes.measure() if running_server.started_in_s else None,
+                    memory=_memory(running_server, endpoint),
                 )
             )
     return measurements
+
+
+def _memory(server: RunningServer, endpoint: Endpoint) -> processes.Memory | None:
+    """Of the server that we started, for the model that all of them serve."""
+    if server.started_in_s is None or endpoint.model != COMMON_MODEL:
+        return None
+    return processes.measure()
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+    """As Ctrl-C, so that the server under way is ended too."""
+    raise KeyboardInterrupt
 
 
 def _run(load: Load) -> LoadResult:

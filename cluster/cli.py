@@ -31,7 +31,7 @@ def serve(
 
 @app.command()
 def check(config: Annotated[Path, typer.Argument(help="a file as in serve_configs/")]) -> None:
-    """Check a config and plan its models, without starting anything. Exit code 2: it does not fit."""
+    """Check a config and plan its models; start nothing. Exit code 2: it does not fit."""
     from cluster.launch import check as plan_all
     from cluster.serve_config import read_serve_config
 

@@ -1,11 +1,11 @@
 """HAProxy as Ray Serve starts it, with one `/v1` in front of all models.
 
-Ray's direct ingress lets HAProxy talk to a model's replicas without a Python proxy between, but knows
-one route prefix per application. The model's name is in the request's body; HAProxy can read it
-there and put the prefix in front. Ray takes the path of an HAProxy binary from
+Ray's direct ingress lets HAProxy talk to a model's replicas without a Python proxy between, but
+knows one route prefix per application. The model's name is in the request's body; HAProxy can read
+it there and put the prefix in front. Ray takes the path of an HAProxy binary from
 RAY_SERVE_HAPROXY_BINARY_PATH: `ballast-haproxy` is that path; it adds a few lines to Ray's
-configuration and becomes the real HAProxy. What it can't route (a body longer than HAProxy's buffer)
-goes to the gateway application, which does the same in Python.
+configuration and becomes the real HAProxy. What it can't route (a body longer than HAProxy's
+buffer) goes to the gateway application, which does the same in Python.
 """
 
 import os

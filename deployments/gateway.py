@@ -14,6 +14,7 @@ import httpx
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from deployments.config import GatewayConfig
@@ -24,6 +25,7 @@ from deployments.openai.errors import ErrorAnswer, RequestError, UnknownModel, a
 
 MODEL_DEPLOYMENT = "Model"  # the name of the deployment in every model's application
 _MODELS_TTL_S = 2.0
+_REPORT_S = 5.0  # how long a replica may take to say how it is
 _HOP_HEADERS = frozenset(
     {"connection", "content-length", "host", "transfer-encoding", "keep-alive"}
 )
@@ -35,6 +37,7 @@ class Gateway:
     async def __init__(self, config: GatewayConfig) -> None:
         self._config = config
         self._client = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=5.0), limits=_LIMITS)
+        self._handles: dict[str, DeploymentHandle] = {}
         self._models: tuple[str, ...] = ()
         self._models_at_s = 0.0
 
@@ -47,7 +50,9 @@ class Gateway:
         app.add_api_route("/v1/models/{model}", self.show_model, methods=["GET"])
         app.add_api_route("/v1/{path:path}", self.forward, methods=["POST"])
         app.add_api_route("/api/v1/inference/stream", self.forward, methods=["POST"])
+        # A path with a prefix comes here only if no application has that prefix.
         app.add_api_route("/{model}/v1/{path:path}", self.unknown, methods=["GET", "POST"])
+        app.add_api_route("/{model}/api/v1/inference/stream", self.unknown, methods=["POST"])
         keys = load_api_keys(self._config.api_keys_file)
         return BodyLimit(ApiKeys(app, keys), max_body_bytes=self._config.limits.max_body_bytes)
 
@@ -93,7 +98,7 @@ class Gateway:
             return await self._unknown(model)
         return await self._pass(request, model, body)
 
-    async def unknown(self, model: str, path: str) -> Response:
+    async def unknown(self, model: str) -> Response:
         return await self._unknown(model)
 
     async def models(self) -> tuple[str, ...]:
@@ -132,10 +137,12 @@ class Gateway:
         return answer.json() if answer.status_code == 200 else {}
 
     async def _broadcast(self, model: str, method: str) -> list[Any]:
-        handle = serve.get_deployment_handle(MODEL_DEPLOYMENT, app_name=model)
+        if model not in self._handles:
+            self._handles[model] = serve.get_deployment_handle(MODEL_DEPLOYMENT, app_name=model)
         try:
-            response = await asyncio.to_thread(handle.broadcast, method)
-            return list(await asyncio.to_thread(response.results, timeout_s=5.0))
+            # Made on this loop, collected off it: `results` blocks.
+            response = self._handles[model].broadcast(method)
+            return list(await asyncio.to_thread(response.results, timeout_s=_REPORT_S))
         except Exception as error:
             return [
                 {

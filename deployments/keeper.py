@@ -49,6 +49,7 @@ class Keeper(Generic[R]):
         self.engine = engine
         self.supervisor = supervisor
         self.journal: Journal[R] = Journal()
+        self.settings: EngineSettings | None = None  # what the engine was last started with
         self.num_replayed = 0
         self.num_waiting = 0
         self._on_step = on_step
@@ -104,7 +105,7 @@ class Keeper(Generic[R]):
             raise Busy(f"the engine of {self.model} is gone for good", retry_after_s=30)
 
     async def generate(self, request_id: str, request: R, *, total_tokens: int) -> None:
-        """Take a request on; from here on it ends only by finishing, by `abort`, or by giving up."""
+        """Take a request on; from here on it ends by finishing, by `abort`, or by giving up."""
         if self.state is State.FAILED:
             raise self._exhausted()
         entry = self.journal.admit(request_id, request, total_tokens=total_tokens)
@@ -188,6 +189,7 @@ class Keeper(Generic[R]):
             if self._before_load is not None:
                 settings = await self._before_load(settings)
             await self.engine.start(settings, _Life(self, generation))
+            self.settings = settings
         except LoadFailed as failure:
             log.warning(
                 "engine_load_failed", model=self.model, generation=generation, rung=rung.name,

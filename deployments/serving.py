@@ -8,11 +8,15 @@ from starlette.types import ASGIApp
 
 from deployments.config import ModelConfig
 from deployments.device_memory import available_bytes
-from deployments.engines.protocol import LoadFailed
+from deployments.engines.fake import FakeEngine, Fault, Script
+from deployments.engines.protocol import Engine, LoadFailed, TokenRequest
 from deployments.engines.registry import check_installed
+from deployments.errors import UnknownOption
 from deployments.keeper import Keeper
 from deployments.oom import Cause, Death
+from deployments.openai.tokenizers import ByteTokenizer, Tokenizer, TransformersTokenizer
 from deployments.shapes import shape_of
+from deployments.streams import Streams
 from deployments.supervisor import RestartLimit, Supervisor, fixed
 from vram.errors import DoesNotFit
 from vram.ladder import fixed_ladder
@@ -68,7 +72,60 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
 
 async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -> Serving:
     """Ballast's own OpenAI layer over the keeper."""
-    raise NotImplementedError
+    from deployments.openai.app import build_openai_app
+
+    engine, tokenizer = _token_engine(config, plan, placement_group)
+    streams = Streams()
+    keeper: Keeper[TokenRequest] = Keeper(
+        config.name,
+        engine,
+        _supervisor(config, plan),
+        on_step=streams.on_step,
+        on_give_up=streams.on_give_up,
+        before_load=_before_load(config, plan, placement_group),
+    )
+    streams.attach(keeper)
+    await keeper.start()
+
+    def max_model_len() -> int:
+        assert keeper.settings is not None
+        return keeper.settings.max_model_len
+
+    app = build_openai_app(
+        config.name,
+        streams,
+        keeper,
+        tokenizer,
+        max_model_len,
+        wait_s=config.recovery.wait_s,
+        max_waiting=config.recovery.max_waiting,
+    )
+    return Serving(keeper, app)
+
+
+def _token_engine(
+    config: ModelConfig, plan: Plan, placement_group: Any
+) -> tuple[Engine[TokenRequest], Tokenizer]:
+    if config.engine == "fake":
+        if config.engine_args:
+            raise UnknownOption("fake", next(iter(config.engine_args)), "it takes none")
+        faults = tuple(
+            Fault(life=f.life, phase=f.phase, after_tokens=f.after_tokens, cause=Cause(f.cause))
+            for f in config.faults
+        )
+        return FakeEngine(Script(faults=faults)), ByteTokenizer()
+    from deployments.engines.transformers import TransformersEngine
+
+    engine = TransformersEngine(
+        config.model,
+        placement=(placement_group, 1),
+        num_cpus=config.engine_cpus,
+        num_gpus=plan.gpu_fraction if plan.device.kind == "cuda" else 0,
+        threads=max(1, round(config.engine_cpus)),
+        trust_remote_code=config.trust_remote_code,
+        engine_args=config.engine_args,
+    )
+    return engine, TransformersTokenizer.load(config.model)
 
 
 def _supervisor(config: ModelConfig, plan: Plan) -> Supervisor:

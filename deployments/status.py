@@ -38,7 +38,7 @@ def report(
             "settings": asdict(plan.settings),
             "notes": list(plan.notes),
         },
-        "settings": asdict(keeper.supervisor.rung.settings),
+        "settings": None if keeper.settings is None else asdict(keeper.settings),
         "estimate": {
             "items": {item.name: item.bytes for item in estimate.items},
             "total_bytes": estimate.total_bytes,

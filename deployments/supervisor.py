@@ -1,4 +1,4 @@
-"""What to do when an engine starts, dies or stays dead. Events in, effects out: no I/O, no clock."""
+"""What to do when an engine starts, dies or stays dead. Events in, effects out; no I/O."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What every engine is to Ballast: five methods, and a listener that hears its tokens and its death.
+"""What every engine is to Ballast: five methods, and a listener for its tokens and its death.
 
 An engine object outlives its processes: `start` begins a life, `stop` ends it and leaves nothing
 behind, and `start` may be called again with other settings. Knows nothing of HTTP or of Ray Serve.
@@ -73,7 +73,7 @@ class Engine(Protocol[R]):
         """End every process of this life and wait until they are gone. Never raises for a death."""
 
 
-class LoadFailed(Exception):  # noqa: N818 - reads as what happened, like httpx's ConnectTimeout
+class LoadFailed(Exception):
     """`start` did not end in a running engine."""
 
     def __init__(self, death: Death) -> None:

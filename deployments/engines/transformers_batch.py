@@ -79,7 +79,9 @@ class Batch:
         self._prefilling: _Rows | None = None  # several steps long only for one long prompt
         self._running = _Rows(model.config)
         self._token_bytes = self.rehearse(1)
-        self._max_cached_tokens = (kv_cache_memory_bytes or 0) // self._token_bytes or None
+        self._max_cached_tokens = (
+            None if kv_cache_memory_bytes is None else kv_cache_memory_bytes // self._token_bytes
+        )
 
     @property
     def num_running(self) -> int:
@@ -102,9 +104,10 @@ class Batch:
             processors=_processors(request, self._eos_token_ids, device),
             generator=None if seed is None else torch.Generator(device),
         )
-        sequence.finish_reason = self._finish_reason(sequence) if emitted else None
         if sequence.num_tokens >= self.max_model_len:
             sequence.finish_reason = "length"
+        elif emitted:
+            sequence.finish_reason = self._finish_reason(sequence)
         self._waiting.append(sequence)
 
     def remove(self, request_id: str) -> None:

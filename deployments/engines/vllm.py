@@ -38,7 +38,7 @@ class VLLMEngine:
         self._reader: asyncio.Task[None] | None = None
         self._segments: frozenset[Path] = frozenset()
         self._folder = tempfile.TemporaryDirectory(prefix="ballast-vllm-")
-        self.config: VllmConfig | None = None  # of the life in force
+        self.config: VllmConfig | None = None  # the one that the front was made with
 
     @property
     def core(self) -> Any:
@@ -51,10 +51,14 @@ class VLLMEngine:
         self._life = uuid.uuid4().hex
         try:
             # It blocks until the engine has loaded or failed.
-            self.config, self._core = await asyncio.to_thread(self._spawn, settings)
+            config, self._core = await asyncio.to_thread(self._spawn, settings)
         except Exception as error:
             death = death_from_exception(error, "loading", self._last_words())
             raise LoadFailed(death) from error
+        if self.config is None:
+            self.config = config
+        # vLLM's front checks requests against the first configuration: its context is today's.
+        self.config.model_config.max_model_len = config.model_config.max_model_len
         self._segments = processes.shared_memory_segments(processes.find(self._life))
         self._reader = asyncio.create_task(self._read(self._core, listener))
 

@@ -1,17 +1,22 @@
-"""What runs inside vLLM's own processes: the black box, and requests that go on where they were.
+"""What runs inside vLLM's own processes: a black box, and requests that go on where they were.
 
-vLLM loads it in EngineCore and in every worker (entry point `vllm.general_plugins`). It does nothing
-unless Ballast started the process.
+vLLM loads it in EngineCore and in every worker (entry point `vllm.general_plugins`). It does
+nothing unless Ballast started the process.
 """
 
+import ctypes
 import json
 import logging
 import os
+import signal
 import traceback
 from typing import Any
 
 BLACK_BOX = "BALLAST_BLACK_BOX"  # the file that dying processes write to
 EMITTED = "ballast_emitted"  # in `extra_args`: how many tokens at the prompt's end are output
+PROMPT = "ballast_prompt"  # in `extra_args`: how many tokens the client's own prompt has
+
+_PR_SET_PDEATHSIG = 1
 
 
 def register() -> None:
@@ -19,17 +24,23 @@ def register() -> None:
     black_box = os.environ.get(BLACK_BOX)
     if black_box is None:
         return
+    _end_with_parent()
     logger = logging.getLogger("vllm")
     if not any(isinstance(handler, BlackBox) for handler in logger.handlers):
         logger.addHandler(BlackBox(black_box))
         _resume_requests()
 
 
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies: an orphan keeps its memory for ever."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class BlackBox(logging.Handler):
     """Writes each logged exception to a file before the process is gone.
 
-    The parent of a dead engine is told "Engine core initialization failed" and no more; the cause is
-    in the child's own log.
+    The parent of a dead engine is told "Engine core initialization failed" and no more; the cause
+    is in the child's own log.
     """
 
     def __init__(self, path: str) -> None:
@@ -115,9 +126,6 @@ def _resume_requests() -> None:
         post_init(self)
 
     CachedRequestState.__post_init__ = split_prompt
-
-
-PROMPT = "ballast_prompt"  # in `extra_args`: how many tokens the client's own prompt has
 
 
 def _num_emitted(sampling_params: Any) -> int:

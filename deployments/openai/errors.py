@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from starlette.types import Send
 
 from deployments.errors import Busy, Fatal, Invalid
+from deployments.openai.wire import send_json
 
 TYPES = {
     400: "invalid_request_error",
@@ -70,20 +71,7 @@ class ErrorAnswer:
 
     async def send(self, send: Send) -> None:
         """As a whole ASGI response."""
-        body = self.body
-        headers = {
-            "content-type": "application/json",
-            "content-length": str(len(body)),
-            **self.headers,
-        }
-        await send(
-            {
-                "type": "http.response.start",
-                "status": self.status,
-                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
+        await send_json(send, self.body, status=self.status, headers=self.headers)
 
 
 def answer_to(error: Exception) -> ErrorAnswer:

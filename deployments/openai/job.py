@@ -67,7 +67,7 @@ def _max_tokens(
         )
     field, max_tokens = asked.asked_max_tokens
     if max_tokens is None:
-        return left
+        return min(asked.default_max_tokens or left, left)
     if not 1 <= max_tokens <= left:
         raise RequestError(
             f"{field}: {max_tokens} is not between 1 and {left}: this model's context holds "

@@ -5,11 +5,19 @@ layer can't give are refused by name; all others that it does not know are ignor
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator
-from pydantic import ValidationError, model_validator  # fmt: skip
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from deployments.openai.errors import RequestError
@@ -116,7 +124,13 @@ class GenerationRequest(_Body):
         return "max_tokens", self.max_tokens
 
     @property
+    def default_max_tokens(self) -> int | None:
+        """None: as many as the context leaves."""
+        return None
+
+    @property
     def num_logprobs(self) -> int | None:
+        """Alternatives for each token; None: no log probabilities at all."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -136,8 +150,8 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
 
     @property
-    def asked_max_tokens(self) -> tuple[str, int | None]:
-        return "max_tokens", COMPLETION_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+    def default_max_tokens(self) -> int | None:
+        return COMPLETION_MAX_TOKENS
 
     @property
     def num_logprobs(self) -> int | None:
@@ -176,8 +190,9 @@ class ChatRequest(GenerationRequest):
         return self
 
 
-class _Refusal(BaseModel):
-    """A field that we know and can't honour, and the values at which it asks for nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refusal:
+    """Of a field that we know and can't honour; `harmless` values of it ask for nothing."""
 
     reason: str
     harmless: tuple[Any, ...] = ()

@@ -135,7 +135,8 @@ def _refuse(
     for name in template_kwargs:
         if name in reserved:
             raise RequestError(
-                f"chat_template_kwargs can't set {name!r}", f"chat_template_kwargs.{name}"
+                f"chat_template_kwargs.{name}: a request can't set this",
+                f"chat_template_kwargs.{name}",
             )
 
 
