@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.limits import read_body, replay_body, route_path
+from deployments.limits import route_path
 from deployments.openai.errors import ErrorAnswer, RequestError, UnknownModel, answer_to
 from deployments.openai.requests import parse
-from deployments.openai.wire import send_json
+from deployments.openai.wire import read_body, replay_body, send_json
 
 PATH = "/api/v1/inference/stream"
 _COMPLETIONS = "/v1/completions"

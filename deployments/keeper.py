@@ -116,6 +116,9 @@ class Keeper(Generic[R]):
             await self.engine.generate(request, ())
         except EngineDied:
             log.info("request_met_a_dying_engine", model=self.model, request_id=request_id)
+        except BaseException:
+            self.journal.release(request_id)  # refused, or its client left: nothing to replay
+            raise
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """The client left."""

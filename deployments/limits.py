@@ -7,11 +7,13 @@ Pure ASGI, so that a streamed byte passes through plain calls and nothing else. 
 They log no request, and of a key they keep its digest only.
 """
 
+import asyncio
 import hashlib
 import hmac
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import Busy, Invalid
 from deployments.openai.errors import ErrorAnswer, answer_to
+from deployments.openai.wire import read_body, replay_body
 
 MAX_BODY_BYTES = 8 * 2**20
+LINGER_BYTES = 64 * 2**20
+LINGER_S = 2.0
 API_KEYS_VARIABLE = "BALLAST_API_KEYS"
 OPEN_PATHS = frozenset({"/health", "/metrics"})
 _DIGEST_PREFIX = "sha256:"
@@ -43,38 +48,27 @@ def is_model_call(scope: Scope) -> bool:
     )
 
 
-async def read_body(receive: Receive) -> bytes | None:
-    """The whole body; None when the client left before its end."""
-    chunks = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        chunks.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-def replay_body(body: bytes, receive: Receive) -> Receive:
-    """Receives a body that was read already, then what else the client does."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replayed
-
-
 class BodyLimit:
     """413 for a larger body, whether it says its length or is sent in chunks.
 
-    Reads nothing of a body that says it is too large, and of chunks as far as the limit; the
-    connection is closed, because what else is on it is the rest of that body.
+    Keeps nothing of a body that says it is too large, and of chunks no more than the limit. The
+    answer goes out at once; what the client still sends is thrown away for a moment, because a
+    connection closed on unread bytes is reset, and then many clients never see the answer (seen:
+    httpx 0.28 raises ReadError).
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        linger_bytes: int = LINGER_BYTES,
+        linger_s: float = LINGER_S,
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._linger_bytes = linger_bytes
+        self._linger_s = linger_s
         self._answer = ErrorAnswer(
             status=413,
             message=f"The body is larger than {max_body_bytes} bytes (limits.max_body_bytes).",
@@ -85,13 +79,17 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        if _content_length(scope) > self._max_body_bytes:
-            return await self._answer.send(send)
-        num_bytes, is_over, has_started = 0, False, False
+        headers = Headers(scope=scope)
+        if _content_length(headers) > self._max_body_bytes:
+            # Who expects 100 Continue has not begun, and reading would tell him to.
+            is_coming = "expect" not in headers
+            return await self._refuse(receive if is_coming else None, send)
+        num_bytes, is_over, is_complete, has_started = 0, False, False, False
 
         async def counted_receive() -> Message:
-            nonlocal num_bytes, is_over
+            nonlocal num_bytes, is_over, is_complete
             message = await receive()
+            is_complete = is_complete or not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes <= self._max_body_bytes:
                 return message
@@ -110,12 +108,33 @@ class BodyLimit:
             if not is_over:
                 raise
         if is_over and not has_started:
-            await self._answer.send(send)
+            await self._refuse(None if is_complete else receive, send)
+
+    async def _refuse(self, rest: Receive | None, send: Send) -> None:
+        if rest is None:
+            return await self._answer.send(send)
+
+        async def send_open(message: Message) -> None:
+            await send({**message, "more_body": True} if "body" in message else message)
+
+        await self._answer.send(send_open)
+        await self._throw_away(rest)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _throw_away(self, rest: Receive) -> None:
+        num_bytes = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._linger_s):
+                while num_bytes < self._linger_bytes:
+                    message = await rest()
+                    num_bytes += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
 
-def _content_length(scope: Scope) -> int:
+def _content_length(headers: Headers) -> int:
     """What the client says; what it really sends is counted."""
-    digits = Headers(scope=scope).get("content-length", "")[:20]  # Python refuses 5000 digits
+    digits = headers.get("content-length", "")[:20]  # Python refuses 5000 digits
     return int(digits) if digits.isdecimal() else 0
 
 

@@ -48,7 +48,9 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     from deployments.engines import vllm_front
     from deployments.engines.vllm import VLLMEngine
 
-    options = {**config.engine_args, "trust_remote_code": config.trust_remote_code}
+    options = dict(config.engine_args)
+    if config.trust_remote_code:
+        options["trust_remote_code"] = True
     args = vllm_front.front_args(config.model, config.name, options)
     group = placement_group if plan.device.kind == "cuda" else None
     engine = VLLMEngine(

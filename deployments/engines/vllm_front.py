@@ -7,6 +7,7 @@ on in this process and see each token once.
 
 import asyncio
 import dataclasses
+import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,15 +99,34 @@ def front_args(model: str, name: str, options: Mapping[str, Any]) -> Namespace:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = _arg_parser()(FlexibleArgumentParser())
-    args = parser.parse_args(["--model", model, "--served-model-name", name])
+    command = ["--model", model, "--served-model-name", name]
+    known = vars(parser.parse_args(command))
     for key, value in options.items():
         if key in _OWNED:
             raise UnknownOption("vllm", key, "the plan owns it; set it beside `engine_args`")
-        if not hasattr(args, key):
+        if key not in known:
             raise UnknownOption("vllm", key, "vLLM has no such argument")
-        setattr(args, key, value)
+        command += _flag(key, value)
+    try:
+        args = parser.parse_args(command)
+    except SystemExit:  # argparse has said on stderr what it does not like
+        raise UnknownOption("vllm", ", ".join(options), "vLLM does not take its value") from None
     args.disable_log_stats = False
     return args
+
+
+def _flag(key: str, value: Any) -> list[str]:
+    """One argument as vLLM's own command line has it."""
+    name = key.replace("_", "-")
+    match value:
+        case True:
+            return [f"--{name}"]
+        case False:
+            return [f"--no-{name}"]
+        case dict() | list():
+            return [f"--{name}", json.dumps(value)]
+        case _:
+            return [f"--{name}", str(value)]
 
 
 def make_config(

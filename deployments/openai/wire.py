@@ -1,9 +1,9 @@
-"""Bytes onto an ASGI connection: JSON bodies and server-sent events. Knows no model."""
+"""Bytes off and onto an ASGI connection: bodies and server-sent events. Knows no model."""
 
 import json
 from collections.abc import Mapping
 
-from starlette.types import Send
+from starlette.types import Message, Receive, Send
 
 DONE = b"data: [DONE]\n\n"
 _EVENT_HEADERS = {
@@ -11,6 +11,28 @@ _EVENT_HEADERS = {
     "cache-control": "no-cache",
     "x-accel-buffering": "no",  # nginx would collect the events
 }
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole body; None when the client left before its end."""
+    chunks = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """Receives a body that was read already, then what else the client does."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed
 
 
 async def send_json(
