@@ -24,7 +24,7 @@ from vram.units import gib
 # What a body may have so that HAProxy can still find the model in it; longer ones take the gateway.
 _HAPROXY_BUFFER_BYTES = 128 * 1024
 _HAPROXY_PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
-_DASHBOARD = re.compile(r"dashboard at\D*(?P<url>http://[\w.:\[\]]+)")
+_DASHBOARD = re.compile(r"dashboard at .*?(?P<url>http://[\w.:]+)")
 _STOP_S = 60.0
 
 Say = Callable[[str], None]
@@ -52,6 +52,8 @@ def environment(base: Mapping[str, str], *, haproxy: bool) -> dict[str, str]:
     # A raylet that ends takes the processes of its workers along: no engine is left behind.
     env.setdefault("RAY_process_group_cleanup_enabled", "1")
     env.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray runs workers at nice 15: an engine would lose its cores to any other process.
+    env.setdefault("RAY_worker_niceness", "0")
     # `uv run` would make Ray copy the repository and build an environment for every worker.
     env.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if haproxy:
@@ -110,12 +112,13 @@ class _Server:
         """What Ray's dashboard says of an application that it has given up."""
         if self._dashboard is None:
             return None
+        url = f"{self._dashboard}/api/serve/applications/"
         try:
-            answer = httpx.get(f"{self._dashboard}/api/serve/applications/", timeout=2.0)
-            applications = answer.json()["applications"]
-        except (httpx.TransportError, ValueError, KeyError):
-            return None
-        for name, application in applications.items():
+            answer = httpx.get(url, headers=_ray_token(), timeout=5.0)
+            answer.raise_for_status()
+        except httpx.HTTPError:
+            return None  # not up yet, or going down: the caller looks again
+        for name, application in answer.json()["applications"].items():
             if application["status"] == "DEPLOY_FAILED":
                 return f"{name} failed to start: {_last_line(application['message'])}"
         return None
@@ -140,11 +143,10 @@ class _Server:
     def _pass_on(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            sys.stdout.write(line)
+            print(line, end="", flush=True)
             found = _DASHBOARD.search(line)
             if found is not None:
                 self._dashboard = found["url"]
-        sys.stdout.flush()
 
 
 def _wait(server: _Server, config: ServeConfig, limit_s: float, say: Say) -> None:
@@ -174,6 +176,13 @@ def _is_ready(url: str) -> bool:
         return answer.status_code == 200 and answer.json()["status"] in ("ok", State.READY.value)
     except (httpx.TransportError, ValueError, KeyError):
         return False
+
+
+def _ray_token() -> dict[str, str]:
+    """Ray's dashboard wants the token that Ray made for this user, unless RAY_AUTH_MODE says no."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray/auth_token"))
+    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text() if path.exists() else "")
+    return {"Authorization": f"Bearer {token.strip()}"} if token else {}
 
 
 def _last_line(message: str) -> str:

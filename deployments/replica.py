@@ -49,7 +49,10 @@ class Replica:
             recovery = config.recovery
             await keeper.admission(wait_s=recovery.wait_s, max_waiting=recovery.max_waiting)
 
-        api = InferenceStream(Admission(self._serving.app, admission), model=config.name)
+        inner = self._serving.app
+        if config.engine == "vllm":  # our own OpenAI layer waits for the engine by itself
+            inner = Admission(inner, admission)
+        api = InferenceStream(inner, model=config.name)
         own = Starlette(
             routes=[
                 Route("/health", self._health_page),

@@ -1,1 +1,1 @@
-"""How much device memory vLLM really takes. Loads real engines; the estimator knows none of this."""
+"""How much device memory vLLM really takes. Loads real engines; knows nothing of estimates."""

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ from benchmarks.memory.worker_notes import NOTES_PATH, read_notes
 
 GIB = 2**30
 CASE_LIMIT_S = 170.0
+FAILURES_IN_A_ROW = 3  # the lists never expect as many: something else is wrong
 MEMORY_BACK_S = 30.0
 MEMORY_BACK_BYTES = GIB // 2
 SAMPLING_S = 0.05
@@ -54,10 +56,13 @@ def main() -> None:
     host = describe_host()
     deadline = time.monotonic() + options.limit_s
     baseline = devices_used_bytes()
+    todo = todo[: options.count]
     rows: list[dict[str, Any]] = []
+    failures = 0
     waiting = prepare(todo, options.work, deadline)
     while waiting is not None:
-        running, todo = waiting, todo[todo.index(waiting.case) + 1 :]
+        running = waiting
+        todo.remove(running.case)
         begun = time.monotonic()
         with PeakUse() as peak:
             assert running.process.stdin is not None
@@ -80,6 +85,7 @@ def main() -> None:
             print("time is up during", running.case.name)
         else:
             rows.append(row)
+            failures = failures + 1 if row.get("failed_stage") == "start" else 0
             with done_path.open("a") as names:
                 names.write(running.case.name + "\n")
             with options.results.open("a") as results:
@@ -88,6 +94,11 @@ def main() -> None:
         if not memory_is_back(baseline):
             print("the device's memory did not come back:", devices_used_bytes(), baseline)
             break
+        if failures == FAILURES_IN_A_ROW:
+            print("stopped after", failures, "loads in a row that did not start")
+            break
+        if waiting is None:
+            waiting = prepare(todo, options.work, deadline)
     if waiting is not None:
         end(waiting)
     if options.logs is not None:
@@ -102,8 +113,10 @@ def prepare(todo: list[Case], work: Path, deadline: float) -> Running | None:
     case = next((case for case in todo if case.expected_s <= left_s), None)
     if case is None:
         return None
-    folder = work / "loads" / f"{time.time():.0f}-{case.model}"
-    folder.mkdir(parents=True)
+    loads = work / "loads"
+    loads.mkdir(exist_ok=True)
+    folder = loads / f"{len(list(loads.iterdir())):03}-{case.model}"
+    folder.mkdir()
     log = (folder / "log").open("w")
     process = subprocess.Popen(
         [
@@ -126,16 +139,14 @@ def prepare(todo: list[Case], work: Path, deadline: float) -> Running | None:
 
 def end(running: Running) -> None:
     """The whole group: an engine outlives the parent that started it."""
-    try:
+    with suppress(ProcessLookupError):  # it ended by itself, with all that it started
         os.killpg(running.process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it ended by itself, with all that it started
     running.process.wait()
     running.log.close()
 
 
 def record(running: Running, baseline: list[int]) -> dict[str, Any]:
-    """One line of results: the keys of evidence/vllm_h200.jsonl, then exact bytes."""
+    """One line of results: the keys of evidence, then exact bytes."""
     facts_path = running.folder / "facts.json"
     facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
     log = (running.folder / "log").read_text(errors="replace")
@@ -160,7 +171,7 @@ def record(running: Running, baseline: list[int]) -> dict[str, Any]:
         row["error_seen_by_parent"] = facts["error"]
         row["error_type"] = facts["error_type"]
         row["failed_stage"] = facts.get("stage", "start")
-        row["root_cause"] = vllm_log.root_cause(log)
+        row["root_cause"] = vllm_log.root_cause(log) or facts["error"]
         row["error_lines"] = vllm_log.error_lines(log)
     times = {name: value for name, value in numbers.items() if name.endswith("_s")}
     times.update({name: facts[name] for name in facts if name.endswith("_s")})
@@ -270,6 +281,7 @@ def _arguments() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("results", type=Path, help="JSON lines, appended to")
     arguments.add_argument("--cases", choices=LISTS, default="one")
+    arguments.add_argument("--count", type=int, help="the first so many cases only")
     arguments.add_argument("--limit-s", type=float, default=540.0)
     arguments.add_argument("--work", type=Path, default=Path("/tmp/ballast-memory"))
     arguments.add_argument("--logs", type=Path, help="a .tar.xz for every load's log")

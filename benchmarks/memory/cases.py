@@ -1,4 +1,4 @@
-"""Which loads are measured, the most telling first. None repeats a load of evidence/vllm_h200.jsonl."""
+"""Which loads are measured, the most telling first. Plain values; starts nothing."""
 
 from dataclasses import dataclass, field
 from typing import Any

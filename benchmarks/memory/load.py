@@ -5,17 +5,21 @@ load overlap the run of this one. Writes its facts after every stage: a later st
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pynvml
 
+IMPORTS = ("vllm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker")
 WORKER = "benchmarks.memory.worker.MeasuredWorker"
 FIRST_TOKEN, LAST_TOKEN = 300, 20_000  # inside every vocabulary that was measured
 PLAIN_REQUESTS, PLAIN_PROMPT_TOKENS, PLAIN_NEW_TOKENS = 64, 512, 64
@@ -30,19 +34,26 @@ def main() -> None:
     arguments.add_argument("facts_path", type=Path)
     options = arguments.parse_args()
     started = time.monotonic()
-    import vllm  # here, because the wait below is for the imports to be done
-
-    facts: dict[str, Any] = {"import_s": round(time.monotonic() - started, 1), "stages": []}
-    sys.stdin.readline()
+    vllm = prepare_imports()
+    engine_args = {
+        "model": str(options.model_folder),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "worker_cls": WORKER,
+        **options.engine_args,
+    }
+    with suppress(Exception):  # vLLM keeps what it learns of a model's class; the load says errors
+        vllm.EngineArgs(**engine_args).create_engine_config()
+    facts: dict[str, Any] = {
+        "import_s": round(time.monotonic() - started, 1),
+        "cuda_before_start": sys.modules["torch"].cuda.is_initialized(),
+        "stages": [],
+    }
+    if not sys.stdin.readline():
+        return
     started = time.monotonic()
     try:
-        llm = vllm.LLM(
-            str(options.model_folder),
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            worker_cls=WORKER,
-            **options.engine_args,
-        )
+        llm = vllm.LLM(**engine_args)
         facts["load_s"] = round(time.monotonic() - started, 1)
         facts["settings"] = effective_settings(llm.llm_engine.vllm_config)
         run_stages(llm, facts, options.facts_path, vllm.SamplingParams)
@@ -53,6 +64,13 @@ def main() -> None:
         facts["died_after_s"] = round(time.monotonic() - started, 1)
     _write(options.facts_path, facts)
     os._exit(0)  # engine processes are ended by whoever started this one
+
+
+def prepare_imports() -> ModuleType:
+    """All that the engine's process would import: it is forked from this one."""
+    for name in IMPORTS:
+        importlib.import_module(name)
+    return sys.modules["vllm"]
 
 
 def run_stages(llm: Any, facts: dict[str, Any], path: Path, sampling: Callable[..., Any]) -> None:

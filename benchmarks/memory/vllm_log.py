@@ -11,18 +11,19 @@ NUMBERS = {
     "kv_cache_gib": r"Available KV cache memory: (-?[\d.]+) GiB",
     "kv_cache_tokens": r"GPU KV cache size: ([\d,]+) tokens",
     "max_concurrency": r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x",
-    "compile_s": r"torch\.compile (?:and initial profiling/warmup run together )?took ([\d.]+) s",
+    "compile_s": r"torch\.compile .*took ([\d.]+) s in total",
     "graph_capture_s": r"Graph capturing finished in ([\d.]+) secs?",
 }
 WHOLE = {"kv_cache_tokens"}
 WORDS = {
-    "attention_backend": r"Using (\w+) attention backend",
+    "attention_backend": r"Using (?:AttentionBackendEnum\.)?(\w+)(?: attention)? backend\b",
     "compile_cache": r"(Directly load the compiled graph|Compiling a graph)",
-    "moe_backend": r"Using '?([\w ]+?)'? (?:\w+ )?MoE backend",
+    "moe_backend": r"Using '?(\w+?)'?(?: \w+)? MoE backend",
 }
 ERROR = re.compile(r"(?:^|\s)((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): .+)$")
 # What the parent makes of any death of the engine; never the cause.
 WRAPPERS = ("Engine core initialization failed", "Engine core proc", "WorkerProc initialization")
+ENGINE_PREFIXES = ("(EngineCore", "(Worker")
 MEMORY_LINE = re.compile(r"GiB|out of memory|OutOfMemory")
 LINE_CHARACTERS = 400
 
@@ -43,8 +44,9 @@ def words(log: str) -> dict[str, str]:
 
 
 def root_cause(log: str) -> str | None:
-    """The first error that is not the parent's wrapping of another."""
-    errors = error_lines(log)
+    """The first error of an engine's process that is not the wrapping of another."""
+    engine = "\n".join(line for line in log.splitlines() if line.startswith(ENGINE_PREFIXES))
+    errors = error_lines(engine) or error_lines(log)
     return errors[0] if errors else None
 
 

@@ -16,7 +16,6 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from benchmarks.memory.worker_notes import NOTES_PATH
 
-
 STATS = {
     "torch_allocated_bytes": "allocated_bytes.all.current",
     "torch_allocated_peak_bytes": "allocated_bytes.all.peak",

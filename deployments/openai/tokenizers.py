@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from deployments.errors import Invalid
 from deployments.openai.errors import RequestError
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class TransformersTokenizer:
     ) -> None:
         import inspect
 
+        if not tokenizer.is_fast:
+            raise Invalid(f"{tokenizer.name_or_path} has no tokenizer.json: this engine needs one")
         self._tokenizer = tokenizer
         # Straight to the backend: Transformers' own methods set truncation on the shared object,
         # which fails with "Already borrowed" when two threads encode, and cost 4 times as much
@@ -80,10 +83,14 @@ class TransformersTokenizer:
         self._reserved = frozenset(inspect.signature(tokenizer.apply_chat_template).parameters)
 
     @classmethod
-    def load(cls, path: str, eos_token_ids: Sequence[int] = ()) -> "TransformersTokenizer":
+    def load(
+        cls, model: str, eos_token_ids: Sequence[int] = (), *, trust_remote_code: bool = False
+    ) -> "TransformersTokenizer":
+        """`eos_token_ids`: those of the model's generation_config.json, besides its tokenizer's."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(path), eos_token_ids)
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        return cls(tokenizer, eos_token_ids)
 
     def encode(self, text: str) -> list[int]:
         return self._encode(text, add_special_tokens=True)

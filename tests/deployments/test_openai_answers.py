@@ -30,12 +30,14 @@ class WatchingEngine(FakeEngine):
     def __init__(self) -> None:
         super().__init__(FAST)
         self.asked: list[TokenRequest] = []
+        self.num_generated = 0
 
     async def generate(self, request: TokenRequest, emitted: Any) -> None:
         self.asked.append(request)
         await super().generate(request, emitted)
 
     def _advance(self, sequence: Any) -> TokenDelta:
+        self.num_generated += 1
         delta = super()._advance(sequence)
         num_alternatives = sequence.request.sampling.logprobs
         if num_alternatives is None:
@@ -142,7 +144,8 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_slot(
 ) -> None:
     full = answer_of("hello", 200)
     stop = full[20:23]
-    async with serving(ladder) as served, served.client() as client:
+    engine = WatchingEngine()
+    async with serving(ladder, engine=engine) as served, served.client() as client:
         asked = {
             "prompt": "hello",
             "max_tokens": 2000,
@@ -158,6 +161,7 @@ async def test_a_stop_string_ends_the_answer_and_frees_the_slot(
             text, reason = choice["text"], choice["finish_reason"]
             assert response.json()["usage"]["completion_tokens"] == full.index(stop) + 3
         assert (text, reason) == (full[: full.index(stop)], "stop")
+        assert engine.num_generated < 200  # of 2000
         assert served.is_idle
 
 

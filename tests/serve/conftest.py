@@ -8,7 +8,7 @@ from server import Server, beside_python, dev_config, free_port, running
 # The deaths of all tests together are more than a crash loop would be.
 _MANY = {"recovery": {"max_restarts": 100}}
 # A model that speaks noise would fill a JSON answer with white space, where the grammar allows it.
-_TERSE = {"structured_outputs_config": {"disable_any_whitespace": True}}
+_TERSE = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
 
 
 @pytest.fixture(scope="session")
