@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -242,8 +242,8 @@ def dev() -> Document:
 
 
 @pytest.fixture
-def wrong_file(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "wrong.yaml"
+def wrong_file(tmp_path: Path) -> Path:
+    return tmp_path / "wrong.yaml"
 
 
 def assert_refused(file: Path, *words: str) -> None:
@@ -300,10 +300,18 @@ def model_config(**changes: Any) -> ModelConfig:
 
 
 def test_a_model_that_can_not_fit_is_refused_with_what_would() -> None:
-    with pytest.raises(DoesNotFit, match=r"^big .* needs .* GiB.* are available\. .+") as refused:
+    with pytest.raises(DoesNotFit, match=r"^big .* needs .* GiB.* It fits on 4 GPUs\.") as refused:
         make_plan(model_config())
     assert "\n" not in str(refused.value)
     assert refused.value.available_bytes <= gib_to_bytes(79.19)
+
+
+def test_the_real_model_of_the_readme_fits_in_the_place_of_the_demo_model() -> None:
+    demo, demo_hf = read_serve_config(ROOT / "serve_configs/dev.yaml").models
+    real = {"model": "Qwen/Qwen2.5-0.5B-Instruct"}
+    assert make_plan(demo.model_copy(update=real))[0].estimate.fits
+    with pytest.raises(DoesNotFit, match=r"It fits in .* of RAM"):
+        make_plan(demo_hf.model_copy(update=real))
 
 
 def test_an_unknown_card_is_refused_with_the_known_ones() -> None:

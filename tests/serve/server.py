@@ -1,6 +1,7 @@
 """Starts the server as a person would, on ports of its own, and ends it wholly."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -130,9 +131,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, models: tuple[str, ...], l
 
 
 def _dashboard(log: Path) -> str:
-    import re
-
-    found = re.search(r"dashboard at\D*(http://[\w.:]+)", log.read_text(errors="replace"))
+    found = re.search(r"dashboard at .*?(http://[\w.:]+)", log.read_text(errors="replace"))
     return found[1] if found else ""
 
 
