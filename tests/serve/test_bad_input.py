@@ -16,6 +16,11 @@ pytestmark = pytest.mark.serve
 COMPLETION = {"prompt": "hi", "max_tokens": 4}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 JSON = {"Content-Type": "application/json"}
+# Tens of seconds of work for the demo model: it can't be over before the client has left.
+_LONG = {
+    "prompt": "hi", "max_tokens": 2000, "n": 32, "temperature": 1, "stream": True,
+    "ignore_eos": True,
+}  # fmt: skip
 
 # (what is changed in a good body, the field that the answer has to name)
 FIELDS: list[tuple[dict[str, Any], str]] = [
@@ -128,7 +133,7 @@ def test_a_body_longer_than_haproxy_s_buffer_finds_its_model(url: str, model: st
 async def test_a_client_that_leaves_in_mid_stream_frees_its_request(
     server: Server, url: str, model: str
 ) -> None:
-    body = {"model": model, "prompt": "hi", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+    body = {"model": model, **_LONG}
     async with (
         httpx.AsyncClient() as client,
         client.stream("POST", f"{url}/v1/completions", json=body) as answer,
@@ -145,7 +150,7 @@ def test_a_killed_client_frees_its_request(server: Server, url: str, model: str)
     _, _, rest = url.partition("//")
     host, _, prefix = rest.partition("/")
     name, port = host.split(":")
-    body = {"model": model, "prompt": "hi", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+    body = {"model": model, **_LONG}
     content = json.dumps(body).encode()
     path = f"/{prefix}/v1/completions" if prefix else "/v1/completions"
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -160,7 +165,7 @@ def test_a_killed_client_frees_its_request(server: Server, url: str, model: str)
 async def test_a_stream_read_at_a_byte_a_second_holds_nobody_up(
     server: Server, url: str, model: str
 ) -> None:
-    body = {"model": model, "prompt": "hi", "max_tokens": 1500, "stream": True, "ignore_eos": True}
+    body = {"model": model, **_LONG}
     content = json.dumps(body).encode()
     _, _, rest = url.partition("//")
     host, _, prefix = rest.partition("/")
