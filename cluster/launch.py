@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from cluster.ports import holder_of
+from cluster.ports import holder_of, taken_of
 from cluster.serve_config import ServeConfig
 from deployments.app import make_plan
 from deployments.errors import BallastError, Invalid
@@ -23,7 +23,15 @@ from vram.units import gib
 
 # What a body may have so that HAProxy can still find the model in it; longer ones take the gateway.
 _HAPROXY_BUFFER_BYTES = 128 * 1024
-_HAPROXY_PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
+# Ray's variables and defaults. The third is its Python proxy behind HAProxy, for a model without a
+# replica.
+_HAPROXY_PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+_FIRST_REPLICA_PORT = ("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", 30000)
+_END_OF_REPLICA_PORTS = ("RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT", 31000)  # not one of them
 _DASHBOARD = re.compile(r"dashboard at .*?(?P<url>http://[\w.:]+)")
 _STOP_S = 60.0
 
@@ -34,8 +42,15 @@ class StartFailed(BallastError):
     """The server did not come up."""
 
 
-def check(config: ServeConfig, say: Say) -> None:
+def check(config: ServeConfig, say: Say, env: Mapping[str, str] = os.environ) -> None:
     """Plan every model. Raises `Invalid` for one that can't fit."""
+    without_keys = config.without_keys(env)
+    if without_keys and not config.is_local:
+        say(
+            f"warning: other machines can reach {config.host}, and {', '.join(without_keys)} "
+            f"would answer without an API key: set api_keys_file there, or "
+            f"http_options.host: 127.0.0.1"
+        )
     for model in config.models:
         plan, placed = make_plan(model)
         where = " + ".join(str(dict(bundle)) for bundle in placed.bundles)
@@ -64,13 +79,43 @@ def environment(base: Mapping[str, str], *, haproxy: bool) -> dict[str, str]:
     return env
 
 
-def check_ports(config: ServeConfig, *, haproxy: bool) -> None:
+def check_ports(
+    config: ServeConfig, env: Mapping[str, str] = os.environ, *, haproxy: bool
+) -> None:
     """Raise `Invalid` naming the process that holds a port we need."""
-    pages = [int(os.environ.get(name, port)) for name, port in _HAPROXY_PAGES.items()]
-    for port in (config.port, *(pages if haproxy else ())):
+    needed = {"http_options.port": config.port}
+    if haproxy:
+        needed |= {name: _port(env, name, port) for name, port in _HAPROXY_PORTS.items()}
+    for setting, port in needed.items():
+        other = next(name for name, same in needed.items() if same == port)
+        if other != setting:
+            raise Invalid(f"{other} and {setting} are both {port}: change one", setting)
         holder = holder_of(port)
         if holder is not None:
-            raise Invalid(str(holder), "http_options.port")
+            raise Invalid(f"{holder} ({setting})", setting)
+    if haproxy:
+        _check_replica_ports(config.num_replicas, env)
+
+
+def _check_replica_ports(num_replicas: int, env: Mapping[str, str]) -> None:
+    """Ray passes over the taken ones of a range, so there have to be enough of the others."""
+    first, end = _port(env, *_FIRST_REPLICA_PORT), _port(env, *_END_OF_REPLICA_PORTS)
+    ports = range(first, end)
+    num_free = len(ports) - len(taken_of(ports))
+    if num_free < num_replicas:
+        setting = _END_OF_REPLICA_PORTS[0]
+        raise Invalid(
+            f"each of {num_replicas} replicas needs a port, and of {first} to {end - 1} "
+            f"{num_free} are free: set {setting} higher",
+            setting,
+        )
+
+
+def _port(env: Mapping[str, str], name: str, default: int) -> int:
+    given = env.get(name, str(default))
+    if not given.isdecimal() or not 1 <= int(given[:6]) <= 65535:
+        raise Invalid(f"{name} is {given!r}; a port is 1 to 65535", name)
+    return int(given)
 
 
 def serve(config: ServeConfig, *, haproxy: bool, timeout_s: float, say: Say) -> int:
@@ -193,8 +238,9 @@ def _last_line(message: str) -> str:
 
 def _next_step(config: ServeConfig) -> str:
     model = config.models[0].name
+    key = "" if model in config.without_keys(os.environ) else "-H 'Authorization: Bearer KEY' "
     return (
-        f"try: curl -N http://127.0.0.1:{config.port}/v1/chat/completions "
+        f"try: curl -N http://127.0.0.1:{config.port}/v1/chat/completions {key}"
         f"-H 'Content-Type: application/json' -d '"
         f'{{"model": "{model}", "stream": true, "max_tokens": 64, '
         f'"messages": [{{"role": "user", "content": "Hello"}}]}}\''

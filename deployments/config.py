@@ -1,22 +1,31 @@
 """What a person writes in YAML: the one place where configuration and environment enter."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments.engines.registry import check_engine
+from deployments.engines.transformers import KNOWN_OPTIONS
+from deployments.errors import UnknownOption
 from vram.gpu import Device, cpu_device, device_named
 from vram.plan import Wishes
+from vram.settings import EngineSettings
 from vram.units import GIB
 
 # It is a part of URLs (`/NAME/v1`) and of metrics.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+# The gateway's own paths, and Ray's (`/-/routes`): the prefix of such a model would take them.
+RESERVED_NAMES = frozenset({"-", "api", "health", "metrics", "status", "v1"})
 BODY_BYTES = 8 * 2**20
+# Engines of ours run on one card and take these `engine_args`; vLLM knows its own when it starts.
+_OWN_ENGINES: dict[str, tuple[str, ...]] = {"transformers": KNOWN_OPTIONS, "fake": ()}
+_PLANNED = frozenset(field.name for field in dataclasses.fields(EngineSettings))
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DeviceConfig(_Strict):
@@ -29,12 +38,33 @@ class DeviceConfig(_Strict):
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> "DeviceConfig":
-        if self.kind == "cpu" and self.memory_gib is None:
-            raise ValueError("device.memory_gib is missing: say how much RAM the model may use")
-        if self.kind == "cpu" and self.gpu_fraction != 1.0:
-            raise ValueError("device.gpu_fraction has no effect on a CPU; lower memory_gib instead")
-        if self.kind == "cuda" and self.name is None:
-            raise ValueError("device.name is missing: name the card, as in `H200`")
+        on_cpu = self.kind == "cpu"
+        rules = (
+            (
+                on_cpu and self.memory_gib is None,
+                "device.memory_gib is missing: say how much RAM the model may use",
+            ),
+            (
+                on_cpu and self.gpu_fraction != 1.0,
+                "device.gpu_fraction has no effect on a CPU; lower memory_gib instead",
+            ),
+            (
+                on_cpu and self.name is not None,
+                "device.name has no effect on a CPU: remove it, or write kind: cuda",
+            ),
+            (
+                not on_cpu and self.name is None,
+                "device.name is missing: name the card, as in `H200`",
+            ),
+            (
+                not on_cpu and self.memory_gib is not None,
+                "device.memory_gib has no effect on a card, whose name says it: remove it, "
+                "or write kind: cpu",
+            ),
+        )
+        problem = next((problem for is_wrong, problem in rules if is_wrong), None)
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
     def device(self) -> Device:
@@ -113,6 +143,13 @@ class ModelConfig(_Strict):
     fault_injection: bool = False
     faults: tuple[FakeFault, ...] = Field((), description="of the `fake` engine")
 
+    @field_validator("name")
+    @classmethod
+    def _no_path_of_the_gateway(cls, name: str) -> str:
+        if name in RESERVED_NAMES:
+            raise ValueError(f"/{name} is a path of the gateway: give the model another name")
+        return name
+
     @field_validator("engine")
     @classmethod
     def _known_engine(cls, engine: str) -> str:
@@ -123,6 +160,25 @@ class ModelConfig(_Strict):
     def _no_setting_without_effect(self) -> "ModelConfig":
         if self.faults and not (self.fault_injection and self.engine == "fake"):
             raise ValueError("faults have no effect without engine: fake and fault_injection: true")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_engine_can(self) -> "ModelConfig":
+        known = _OWN_ENGINES.get(self.engine)
+        for option in self.engine_args:
+            if option in _PLANNED:
+                reason = "the plan owns it; pins stand beside `engine_args`"
+                raise UnknownOption(self.engine, option, reason)
+            if known is not None and option not in known:
+                reason = f"it takes {', '.join(known) or 'none'}"
+                raise UnknownOption(self.engine, option, reason)
+        for setting in ("tensor_parallel_size", "pipeline_parallel_size"):
+            degree = getattr(self, setting)
+            if known is not None and degree not in (None, 1):
+                raise ValueError(
+                    f"{setting} is {degree}, and the engine {self.engine} runs on one card: "
+                    f"remove it, or serve the model with engine: vllm"
+                )
         return self
 
     def wishes(self) -> Wishes:

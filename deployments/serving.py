@@ -1,13 +1,14 @@
 """A model being served: its engine, the keeper over it, and the app that turns HTTP into tokens."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from starlette.types import ASGIApp
 
+from deployments.cards import available_bytes, cards_of
 from deployments.config import ModelConfig
-from deployments.device_memory import available_bytes
 from deployments.engines.fake import FakeEngine, Fault, Script
 from deployments.engines.protocol import Engine, LoadFailed, TokenRequest
 from deployments.engines.registry import check_installed
@@ -45,6 +46,7 @@ async def start_serving(config: ModelConfig, plan: Plan, *, placement_group: Any
 
 async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> Serving:
     """vLLM's own front over the keeper."""
+    group = await _see_cards(placement_group) if plan.device.kind == "cuda" else None
     from deployments.engines import vllm_front
     from deployments.engines.vllm import VLLMEngine
 
@@ -52,7 +54,6 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     if config.trust_remote_code:
         options["trust_remote_code"] = True
     args = vllm_front.front_args(config.model, config.name, options)
-    group = placement_group if plan.device.kind == "cuda" else None
     engine = VLLMEngine(
         lambda settings: vllm_front.make_config(args, settings, placement_group=group)
     )
@@ -70,6 +71,24 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     assert engine.config is not None
     llm = vllm_front.make_llm(core, engine.config)
     return Serving(keeper, await vllm_front.make_app(llm, args))
+
+
+async def _see_cards(placement_group: Any) -> Any:
+    """Let vLLM see the group's cards; returns the group if its workers have to be Ray's actors.
+
+    The group reserves the cards, so on one node the engine can be plain processes of this replica:
+    they carry its mark, its black box and its plugin, share a card by any fraction, and start
+    sooner than actors do.
+    """
+    import ray
+
+    cards = await cards_of(placement_group)
+    here = ray.get_runtime_context().get_node_id()
+    if any(card.node_id != here for card in cards):
+        return placement_group
+    # Before vLLM is imported: it looks at once.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(card.index) for card in cards)
+    return None
 
 
 async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -> Serving:
@@ -151,11 +170,14 @@ def _supervisor(config: ModelConfig, plan: Plan) -> Supervisor:
 def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
     """The pre-check: one line before each load, and settings that fit what is free now."""
     shape = shape_of(config)
+    most_free_bytes = 0
 
     async def check(settings: EngineSettings) -> EngineSettings:
+        nonlocal most_free_bytes
         if config.skip_vram_check:
             return settings
-        free_bytes = await available_bytes(plan, placement_group)
+        free_bytes = await available_bytes(plan, placement_group, expected_bytes=most_free_bytes)
+        most_free_bytes = max(most_free_bytes, free_bytes)
         try:
             result = precheck(
                 shape, settings, plan.device, free_bytes, plan.engine, name=config.name

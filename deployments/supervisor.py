@@ -45,7 +45,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reap:
-    """End what is left of the last life and wait until its memory is back."""
+    """End what is left of the last life."""
 
     generation: int
 

@@ -31,6 +31,7 @@ from benchmarks.memory.worker_notes import NOTES_PATH, read_notes
 GIB = 2**30
 CASE_LIMIT_S = 170.0
 FAILURES_IN_A_ROW = 3  # the lists never expect as many: something else is wrong
+IMPORTS_AHEAD = 2  # an import takes longer than a load that fails at once
 MEMORY_BACK_S = 30.0
 MEMORY_BACK_BYTES = GIB // 2
 SAMPLING_S = 0.05
@@ -49,9 +50,10 @@ class Running:
 def main() -> None:
     options = _arguments()
     options.work.mkdir(parents=True, exist_ok=True)
-    done_path = options.work / "done"
-    done = set(done_path.read_text().splitlines()) if done_path.exists() else set()
-    todo = [case for case in LISTS[options.cases] if case.name not in done]
+    known = {
+        json.loads(line)["case"] for path in options.known for line in path.read_text().splitlines()
+    }
+    todo = [case for case in LISTS[options.cases] if case.name not in known]
     write_models(options.work / "models", {case.model for case in todo})
     host = describe_host()
     deadline = time.monotonic() + options.limit_s
@@ -59,22 +61,22 @@ def main() -> None:
     todo = todo[: options.count]
     rows: list[dict[str, Any]] = []
     failures = 0
-    waiting = prepare(todo, options.work, deadline)
-    while waiting is not None:
-        running = waiting
-        todo.remove(running.case)
+    waiting: list[Running] = []
+    while waiting := prepare(waiting, todo, options.work, deadline):
+        running = waiting.pop(0)
         begun = time.monotonic()
         with PeakUse() as peak:
             assert running.process.stdin is not None
             running.process.stdin.write("go\n")
             running.process.stdin.flush()
-            waiting = prepare(todo, options.work, deadline - running.case.expected_s)
+            prepare(waiting, todo, options.work, deadline - running.case.expected_s)
             limit_s = min(CASE_LIMIT_S, deadline - time.monotonic())
             timed_out = not _wait(running.process, limit_s)
         end(running)
         row = {
             **record(running, baseline),
             **host,
+            "environment": {**host["environment"], **running.case.environment},
             "device_peak_bytes": [
                 most - before for most, before in zip(peak.most, baseline, strict=True)
             ],
@@ -86,8 +88,6 @@ def main() -> None:
         else:
             rows.append(row)
             failures = failures + 1 if row.get("failed_stage") == "start" else 0
-            with done_path.open("a") as names:
-                names.write(running.case.name + "\n")
             with options.results.open("a") as results:
                 results.write(json.dumps(row) + "\n")
             print(summary(row), flush=True)
@@ -97,22 +97,27 @@ def main() -> None:
         if failures == FAILURES_IN_A_ROW:
             print("stopped after", failures, "loads in a row that did not start")
             break
-        if waiting is None:
-            waiting = prepare(todo, options.work, deadline)
-    if waiting is not None:
-        end(waiting)
+    for running in waiting:
+        end(running)
     if options.logs is not None:
         with tarfile.open(options.logs, "w:xz") as archive:
             archive.add(options.work / "loads", arcname="loads")
     print(*(summary(row) for row in rows), sep="\n")
 
 
-def prepare(todo: list[Case], work: Path, deadline: float) -> Running | None:
-    """Start the imports of the first case that should still end in time."""
-    left_s = deadline - time.monotonic()
-    case = next((case for case in todo if case.expected_s <= left_s), None)
-    if case is None:
-        return None
+def prepare(waiting: list[Running], todo: list[Case], work: Path, deadline: float) -> list[Running]:
+    """Move cases that should still end in time from `todo` to `waiting`, their imports started."""
+    while len(waiting) < IMPORTS_AHEAD:
+        left_s = deadline - time.monotonic() - sum(each.case.expected_s for each in waiting)
+        case = next((case for case in todo if case.expected_s <= left_s), None)
+        if case is None:
+            break
+        todo.remove(case)
+        waiting.append(start(case, work))
+    return waiting
+
+
+def start(case: Case, work: Path) -> Running:
     loads = work / "loads"
     loads.mkdir(exist_ok=True)
     folder = loads / f"{len(list(loads.iterdir())):03}-{case.model}"
@@ -132,7 +137,7 @@ def prepare(todo: list[Case], work: Path, deadline: float) -> Running | None:
         stderr=subprocess.STDOUT,
         start_new_session=True,
         text=True,
-        env={**os.environ, NOTES_PATH: str(folder / "notes")},
+        env={**os.environ, **case.environment, NOTES_PATH: str(folder / "notes")},
     )
     return Running(case=case, process=process, log=log, folder=folder)
 
@@ -151,7 +156,11 @@ def record(running: Running, baseline: list[int]) -> dict[str, Any]:
     facts = json.loads(facts_path.read_text()) if facts_path.exists() else {}
     log = (running.folder / "log").read_text(errors="replace")
     numbers = vllm_log.numbers(log)
-    row: dict[str, Any] = {"model": running.case.model, "args": running.case.engine_args}
+    row: dict[str, Any] = {
+        "case": running.case.name,
+        "model": running.case.model,
+        "args": running.case.engine_args,
+    }
     row.update({name: value for name, value in numbers.items() if not name.endswith("_s")})
     stages = [
         {
@@ -281,6 +290,9 @@ def _arguments() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("results", type=Path, help="JSON lines, appended to")
     arguments.add_argument("--cases", choices=LISTS, default="one")
+    arguments.add_argument(
+        "--known", type=Path, nargs="*", default=[], help="results whose loads are not repeated"
+    )
     arguments.add_argument("--count", type=int, help="the first so many cases only")
     arguments.add_argument("--limit-s", type=float, default=540.0)
     arguments.add_argument("--work", type=Path, default=Path("/tmp/ballast-memory"))

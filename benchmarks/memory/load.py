@@ -23,7 +23,7 @@ IMPORTS = ("vllm", "vllm.v1.engine.core", "vllm.v1.worker.gpu_worker")
 WORKER = "benchmarks.memory.worker.MeasuredWorker"
 FIRST_TOKEN, LAST_TOKEN = 300, 20_000  # inside every vocabulary that was measured
 PLAIN_REQUESTS, PLAIN_PROMPT_TOKENS, PLAIN_NEW_TOKENS = 64, 512, 64
-HARD_PROMPT_TOKENS, HARD_NEW_TOKENS = 32, 24
+HARD_PROMPT_TOKENS, HARD_NEW_TOKENS, BRIEF_NEW_TOKENS = 32, 24, 8
 LONG_STEPS = 2  # the hard load's long prompts fill max_num_batched_tokens this many times
 
 
@@ -83,6 +83,25 @@ def run_stages(llm: Any, facts: dict[str, Any], path: Path, sampling: Callable[.
             [_tokens(draws, PLAIN_PROMPT_TOKENS) for _ in range(PLAIN_REQUESTS)],
             sampling(max_tokens=PLAIN_NEW_TOKENS, ignore_eos=True, temperature=0, detokenize=False),
         ),
+        "full_batch": lambda: _generate(
+            llm,
+            hard_prompts(draws, settings),
+            sampling(
+                max_tokens=BRIEF_NEW_TOKENS, ignore_eos=True, detokenize=False, temperature=1.0
+            ),
+        ),
+        "top_p": lambda: _generate(
+            llm,
+            hard_prompts(draws, settings),
+            sampling(
+                max_tokens=BRIEF_NEW_TOKENS,
+                ignore_eos=True,
+                detokenize=False,
+                temperature=1.0,
+                top_p=0.9,
+                top_k=50,
+            ),
+        ),
         "hard": lambda: _generate(
             llm,
             hard_prompts(draws, settings),
@@ -100,7 +119,7 @@ def run_stages(llm: Any, facts: dict[str, Any], path: Path, sampling: Callable[.
             llm,
             hard_prompts(draws, settings)[LONG_STEPS:],
             sampling(
-                max_tokens=8,
+                max_tokens=BRIEF_NEW_TOKENS,
                 ignore_eos=True,
                 detokenize=False,
                 temperature=1.0,

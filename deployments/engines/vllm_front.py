@@ -132,14 +132,18 @@ def _flag(key: str, value: Any) -> list[str]:
 def make_config(
     args: Namespace, settings: EngineSettings, *, placement_group: Any = None
 ) -> "VllmConfig":
-    """vLLM's configuration for exactly these settings."""
+    """vLLM's configuration for exactly these settings.
+
+    With a placement group, its workers are Ray's actors in that group; else plain processes.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
     base = AsyncEngineArgs.from_cli_args(args)
     planned = dataclasses.replace(base, **dataclasses.asdict(settings))
-    if placement_group is not None:
-        planned.distributed_executor_backend = "ray"
+    # Said outright: inside a placement group vLLM would choose Ray by itself.
+    local = "uni" if settings.num_gpus == 1 else "mp"
+    planned.distributed_executor_backend = local if placement_group is None else "ray"
     config = planned.create_engine_config(UsageContext.OPENAI_API_SERVER)
     if placement_group is not None:
         config.parallel_config.placement_group = placement_group

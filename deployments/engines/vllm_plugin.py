@@ -32,7 +32,7 @@ def register() -> None:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies: an orphan keeps its memory for ever."""
+    """The kernel kills this process when its parent dies: an orphan keeps its memory for ever."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
