@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from deployments.errors import BallastError
 
@@ -48,7 +49,7 @@ def demo_model(folder: Annotated[Path, typer.Argument(help="where to write it")]
 
 
 def _say(line: str) -> None:
-    console.print(f"[bold]ballast[/bold] {line}", soft_wrap=True)
+    console.print(f"[bold]ballast[/bold] {escape(line)}", soft_wrap=True)
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
     try:
         app()
     except BallastError as error:
-        console.print(f"[bold red]ballast[/bold red] {error}", soft_wrap=True, markup=True)
+        console.print(f"[bold red]ballast[/bold red] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
 
 

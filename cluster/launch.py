@@ -69,19 +69,21 @@ def environment(base: Mapping[str, str], *, haproxy: bool) -> dict[str, str]:
     env.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray runs workers at nice 15: an engine would lose its cores to any other process.
     env.setdefault("RAY_worker_niceness", "0")
+    # Ten times a second it would look for work that comes a few times a day.
+    env.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "1")
     # `uv run` would make Ray copy the repository and build an environment for every worker.
     env.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     if haproxy:
         env["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] = "1"
+        threads = max(1, min(4, (os.cpu_count() or 1) // 2))  # Ray's 4 are too many for 2 cores
+        env.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(threads))
         env.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(_HAPROXY_BUFFER_BYTES))
         env.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", _beside_python("ballast-haproxy"))
     return env
 
 
-def check_ports(
-    config: ServeConfig, env: Mapping[str, str] = os.environ, *, haproxy: bool
-) -> None:
+def check_ports(config: ServeConfig, env: Mapping[str, str] = os.environ, *, haproxy: bool) -> None:
     """Raise `Invalid` naming the process that holds a port we need."""
     needed = {"http_options.port": config.port}
     if haproxy:
@@ -128,7 +130,7 @@ def serve(config: ServeConfig, *, haproxy: bool, timeout_s: float, say: Say) -> 
     try:
         _wait(server, config, timeout_s, say)
         say(f"ready after {time.monotonic() - began_s:.0f} s")
-        say(_next_step(config))
+        say(next_step(config))
         return server.process.wait()
     except KeyboardInterrupt:
         say("stopping")
@@ -165,7 +167,9 @@ class _Server:
             return None  # not up yet, or going down: the caller looks again
         for name, application in answer.json()["applications"].items():
             if application["status"] == "DEPLOY_FAILED":
-                return f"{name} failed to start: {_last_line(application['message'])}"
+                deployments = application["deployments"].values()
+                messages = [application["message"], *(d["message"] for d in deployments)]
+                return f"{name} failed to start: {_sentence(messages)}"
         return None
 
     def stop(self) -> None:
@@ -230,13 +234,14 @@ def _ray_token() -> dict[str, str]:
     return {"Authorization": f"Bearer {token.strip()}"} if token else {}
 
 
-def _last_line(message: str) -> str:
-    """Ray wraps our sentence in a traceback; the sentence is the last line of it."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+def _sentence(messages: list[str]) -> str:
+    """Ray wraps what we said in tracebacks: our own error if there is one, else the last line."""
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
+    ours = [line for line in lines if line.startswith(("deployments.", "vram.", "placement."))]
+    return (ours or lines or ["no message"])[-1]
 
 
-def _next_step(config: ServeConfig) -> str:
+def next_step(config: ServeConfig) -> str:
     model = config.models[0].name
     key = "" if model in config.without_keys(os.environ) else "-H 'Authorization: Bearer KEY' "
     return (

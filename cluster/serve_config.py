@@ -157,9 +157,7 @@ def _check_deployments(deployments: Any, where: str) -> None:
             raise Invalid(f"{where}.{number} is a mapping with `name:`")
         by_hand = [key for key in deployment if str(key).startswith("placement_group")]
         if by_hand:
-            raise Invalid(
-                f"remove {by_hand[0]} from {where}.{number}: the plan owns the placement"
-            )
+            raise Invalid(f"remove {by_hand[0]} from {where}.{number}: the plan owns the placement")
         _only_known(deployment, DeploymentSchema, f"{where}.{number}.")
 
 
@@ -168,7 +166,9 @@ def _only_known(given: dict[Any, Any], schema: type[BaseModel], where: str) -> N
     known = set(schema.model_fields)
     for key in given:
         if key not in known:
-            raise Invalid(f"unknown key {where}{key}; known are {', '.join(sorted(known))}", str(key))
+            raise Invalid(
+                f"unknown key {where}{key}; known are {', '.join(sorted(known))}", str(key)
+            )
 
 
 def _validated(schema: type[M], given: Any, where: str) -> M:

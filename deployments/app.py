@@ -5,18 +5,12 @@ from pathlib import Path
 from ray import serve
 
 from deployments.config import ModelConfig
+from deployments.engines.vllm_plugin import SHARE_CORES
 from deployments.gateway import MODEL_DEPLOYMENT
 from deployments.replica import Replica
 from deployments.shapes import shape_of
 from placement.bundles import Bundles, bundles
 from vram.plan import Plan, plan
-
-# What every engine process of a replica needs to know before it starts.
-_ENGINE_ENV = {
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding each engine to all cores makes them collide
-    "VLLM_NO_USAGE_STATS": "1",
-}
 
 
 def make_plan(config: ModelConfig) -> tuple[Plan, Bundles]:
@@ -31,7 +25,7 @@ def make_plan(config: ModelConfig) -> tuple[Plan, Bundles]:
 
 def build(args: ModelConfig) -> serve.Application:
     """One model, placed by its plan."""
-    args = _with_absolute_path(args)
+    args = _with_absolute_paths(args)
     planned, placed = make_plan(args)
     # Ray pickles a wrapped class by value and a plain one by name: keep the plain one importable.
     deployment = serve.deployment(name=MODEL_DEPLOYMENT)(serve.ingress()(Replica))
@@ -39,7 +33,7 @@ def build(args: ModelConfig) -> serve.Application:
         num_replicas=args.num_replicas,
         ray_actor_options={
             "num_cpus": args.replica_cpus,
-            "runtime_env": {"env_vars": {**_ENGINE_ENV, **args.env}},
+            "runtime_env": {"env_vars": {**_engine_env(planned), **args.env}},
         },
         placement_group_bundles=list(placed.bundles),
         placement_group_strategy=placed.strategy,
@@ -51,7 +45,23 @@ def build(args: ModelConfig) -> serve.Application:
     ).bind(args, planned, placed)
 
 
-def _with_absolute_path(config: ModelConfig) -> ModelConfig:
+def _with_absolute_paths(config: ModelConfig) -> ModelConfig:
     """Replicas run in other working directories, and on other nodes with the same file system."""
-    folder = Path(config.model)
-    return config.model_copy(update={"model": str(folder.resolve())}) if folder.exists() else config
+    folder, keys = Path(config.model), config.api_keys_file
+    return config.model_copy(
+        update={
+            "model": str(folder.resolve()) if folder.exists() else config.model,
+            "api_keys_file": keys and keys.absolute(),
+        }
+    )
+
+
+def _engine_env(planned: Plan) -> dict[str, str]:
+    """What the engine's processes have to know before they start."""
+    on_cpu = planned.device.kind == "cpu"
+    return {
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding each engine to all cores: they collide
+        "VLLM_NO_USAGE_STATS": "1",
+        SHARE_CORES: "1" if on_cpu else "0",
+    }

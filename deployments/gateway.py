@@ -15,9 +15,12 @@ from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from deployments.config import GatewayConfig
+from deployments import inference_stream
+from deployments.config import RESERVED_NAMES, GatewayConfig
 from deployments.errors import Busy
 from deployments.limits import ApiKeys, BodyLimit, load_api_keys
 from deployments.metrics import merge
@@ -34,27 +37,29 @@ _HOP_HEADERS = frozenset(
 class Gateway:
     """The application at `/`."""
 
-    async def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig) -> None:
         self._config = config
+        self._keys = load_api_keys(config.api_keys_file)
         self._client = httpx.AsyncClient(timeout=httpx.Timeout(None, connect=5.0), limits=_LIMITS)
         self._handles: dict[str, DeploymentHandle] = {}
         self._models: tuple[str, ...] = ()
         self._models_at_s = 0.0
 
     async def __serve_build_asgi_app__(self) -> Any:
-        app = FastAPI(title="Ballast", docs_url=None, redoc_url=None)
+        app = FastAPI(title="Ballast", openapi_url=None, redirect_slashes=False)
         app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route("/status", self.status, methods=["GET"])
         app.add_api_route("/metrics", self.metrics, methods=["GET"])
         app.add_api_route("/v1/models", self.list_models, methods=["GET"])
         app.add_api_route("/v1/models/{model}", self.show_model, methods=["GET"])
         app.add_api_route("/v1/{path:path}", self.forward, methods=["POST"])
-        app.add_api_route("/api/v1/inference/stream", self.forward, methods=["POST"])
+        app.add_api_route(inference_stream.PATH, self.forward, methods=["POST"])
         # A path with a prefix comes here only if no application has that prefix.
         app.add_api_route("/{model}/v1/{path:path}", self.unknown, methods=["GET", "POST"])
-        app.add_api_route("/{model}/api/v1/inference/stream", self.unknown, methods=["POST"])
-        keys = load_api_keys(self._config.api_keys_file)
-        return BodyLimit(ApiKeys(app, keys), max_body_bytes=self._config.limits.max_body_bytes)
+        app.add_api_route("/{model}" + inference_stream.PATH, self.unknown, methods=["POST"])
+        app.add_exception_handler(HTTPException, _no_such_route)
+        guarded = ApiKeys(app, self._keys)
+        return BodyLimit(guarded, max_body_bytes=self._config.limits.max_body_bytes)
 
     async def health(self) -> Response:
         return JSONResponse({"status": "ok"})
@@ -98,7 +103,11 @@ class Gateway:
             return await self._unknown(model)
         return await self._pass(request, model, body)
 
-    async def unknown(self, model: str) -> Response:
+    async def unknown(self, request: Request, model: str) -> Response:
+        if request.url.path == inference_stream.PATH:
+            raise HTTPException(405, headers={"allow": "POST"})
+        if model in RESERVED_NAMES:
+            raise HTTPException(404)
         return await self._unknown(model)
 
     async def models(self) -> tuple[str, ...]:
@@ -159,8 +168,25 @@ class Gateway:
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256)
 
 
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    """What the router says of a path or a method that it does not know."""
+    assert isinstance(error, HTTPException)
+    path, headers = request.url.path, Headers(error.headers or {})
+    match error.status_code:
+        case 404:
+            message = f"There is no {path} here."
+        case 405:
+            message = f"{path} takes {headers['allow']}, not {request.method}."
+        case _:
+            message = error.detail
+    return _response(ErrorAnswer(status=error.status_code, message=message, headers=headers))
+
+
 def _refusal(error: Exception) -> Response:
-    answer: ErrorAnswer = answer_to(error)
+    return _response(answer_to(error))
+
+
+def _response(answer: ErrorAnswer) -> Response:
     return Response(answer.body, answer.status, dict(answer.headers), "application/json")
 
 
@@ -181,6 +207,8 @@ def _front_url() -> str:
 
 def build(args: GatewayConfig) -> serve.Application:
     """The import path of the application at `/`."""
+    keys = args.api_keys_file
+    args = args.model_copy(update={"api_keys_file": keys and keys.absolute()})
     deployment = serve.deployment(name="Gateway")(serve.ingress()(Gateway))
     return deployment.options(
         num_replicas=args.num_replicas,

@@ -6,7 +6,7 @@ Sits between an engine and whatever turns its tokens into HTTP. Runs on one even
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -244,7 +244,7 @@ class Keeper(Generic[R]):
 class _Life:
     """The listener of one life: what it says later, after its death, is not heard."""
 
-    def __init__(self, keeper: Keeper, generation: int) -> None:
+    def __init__(self, keeper: Keeper[Any], generation: int) -> None:
         self._keeper = keeper
         self._generation = generation
 

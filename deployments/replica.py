@@ -1,6 +1,5 @@
 """The Ray Serve replica: HTTP ends here, and the engine lives beside it. Thin on purpose."""
 
-import time
 from typing import Any
 
 import ray
@@ -13,34 +12,38 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from deployments.config import ModelConfig
-from deployments.engines.protocol import Measurement
 from deployments.errors import Fatal, Invalid
 from deployments.inference_stream import InferenceStream
 from deployments.limits import Admission, ApiKeys, BodyLimit, JsonGuard, ResponseTime, load_api_keys
+from deployments.measurements import Measurements
 from deployments.serving import Serving, start_serving
 from deployments.status import ReplicaCollector, report
 from deployments.supervisor import State
 from placement.bundles import Bundles
 from vram.plan import Plan
 
-_MEASURE_EVERY_S = 10.0
-
 
 class Replica:
     """One replica of one model."""
 
-    async def __init__(self, config: ModelConfig, plan: Plan, bundles: Bundles) -> None:
+    # Ray Serve awaits it.
+    async def __init__(  # type: ignore[misc]
+        self, config: ModelConfig, plan: Plan, bundles: Bundles
+    ) -> None:
         self._config = config
         self._plan = plan
-        self._measured: Measurement | None = None
-        self._measured_at_s = 0.0
+        self._keys = load_api_keys(config.api_keys_file)  # before minutes of loading
         group = ray.util.get_current_placement_group()
         _check_placement(config.name, bundles, group)
         self._serving: Serving = await start_serving(config, plan, placement_group=group)
-        self._collector = ReplicaCollector(self._serving.keeper, plan)
+        self._measurements = Measurements(self._serving.keeper)
+        self._replica = serve.get_replica_context().replica_tag
+        collector = ReplicaCollector(
+            self._serving.keeper, plan, self._measurements, replica=self._replica
+        )
         self._registry = CollectorRegistry()
-        self._registry.register(self._collector)
-        REGISTRY.register(self._collector)  # vLLM's /metrics shows the default registry
+        self._registry.register(collector)
+        REGISTRY.register(collector)  # vLLM's /metrics shows the default registry
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         config, keeper = self._config, self._serving.keeper
@@ -61,7 +64,7 @@ class Replica:
                 Mount("/", JsonGuard(api)),
             ]
         )
-        guarded = ApiKeys(own, load_api_keys(config.api_keys_file))
+        guarded = ApiKeys(own, self._keys)
         return ResponseTime(BodyLimit(guarded, max_body_bytes=config.limits.max_body_bytes))
 
     async def check_health(self) -> None:
@@ -71,32 +74,22 @@ class Replica:
 
     async def status(self) -> dict[str, Any]:
         """For the gateway, which asks every replica."""
-        context = serve.get_replica_context()
         return report(
             self._serving.keeper,
             self._plan,
-            await self._measure(),
+            await self._measurements.refreshed(),
             engine=self._config.engine,
-            replica=context.replica_tag,
+            replica=self._replica,
         )
 
     async def metrics(self) -> str:
         """Ballast's own metrics of this replica, in Prometheus's text format."""
-        await self._measure()
+        await self._measurements.refreshed()
         return generate_latest(self._registry).decode()
 
     async def __del__(self) -> None:
         if hasattr(self, "_serving"):
             await self._serving.keeper.stop()
-
-    async def _measure(self) -> Measurement | None:
-        """At most every few seconds: it reads every process of the machine."""
-        now_s = time.monotonic()
-        if self._serving.keeper.is_serving and now_s - self._measured_at_s > _MEASURE_EVERY_S:
-            self._measured_at_s = now_s
-            self._measured = await self._serving.keeper.engine.measure()
-            self._collector.measured = self._measured
-        return self._measured
 
     async def _health_page(self, request: Request) -> Response:
         state = self._serving.keeper.state

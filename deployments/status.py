@@ -1,21 +1,21 @@
 """What a replica says of itself: JSON for people, Prometheus for machines."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from deployments.engines.protocol import Measurement
 from deployments.keeper import Keeper
+from deployments.measurements import Measured, Measurements
 from deployments.supervisor import Attempt, State
 from vram.plan import Plan
 
 
 def report(
-    keeper: Keeper[Any], plan: Plan, measured: Measurement | None, *, engine: str, replica: str
+    keeper: Keeper[Any], plan: Plan, measured: Measured | None, *, engine: str, replica: str
 ) -> dict[str, Any]:
     """The plan, the estimate next to what was measured, and the whole history of the engine."""
     estimate = plan.estimate
@@ -45,7 +45,8 @@ def report(
             "device_use_under_load_bytes": estimate.device_use_under_load_bytes,
             "kv_cache_tokens": estimate.kv_cache_tokens,
         },
-        "measured": None if measured is None else asdict(measured),
+        "measured": None if measured is None else asdict(measured.measurement),
+        "measured_at": None if measured is None else measured.at_s,
         "events": [_event(attempt) for attempt in keeper.supervisor.attempts],
     }
 
@@ -65,60 +66,75 @@ def _event(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-class ReplicaCollector(Collector):
-    """Reads the keeper when Prometheus asks, so that nothing is counted twice."""
+_OWN = ("model", "replica")
+_Values = Mapping[tuple[str, ...], float]  # by the labels that are not in _OWN
 
-    def __init__(self, keeper: Keeper[Any], plan: Plan) -> None:
+
+class ReplicaCollector(Collector):
+    """Reads the keeper when Prometheus asks, so that nothing is counted twice.
+
+    Every series carries the model and the replica, so that those of several replicas can stand in
+    one text.
+    """
+
+    def __init__(
+        self, keeper: Keeper[Any], plan: Plan, measurements: Measurements, *, replica: str
+    ) -> None:
         self._keeper = keeper
         self._plan = plan
-        self.measured: Measurement | None = None  # the newest one
+        self._measurements = measurements
+        self._replica = replica
 
     def collect(self) -> Iterator[Metric]:
-        model = self._keeper.model
-        supervisor = self._keeper.supervisor
-        state = GaugeMetricFamily(
+        keeper, supervisor = self._keeper, self._keeper.supervisor
+        yield self._gauge(
             "ballast_engine_state",
             "1 for the state that the engine is in",
-            labels=["model", "state"],
+            {(state.value,): float(supervisor.state is state) for state in State},
+            "state",
         )
-        for name in State:
-            state.add_metric([model, name.value], float(supervisor.state is name))
-        yield state
-        deaths = CounterMetricFamily(
-            "ballast_engine_deaths", "Engine lives that ended", labels=["model", "cause", "phase"]
+        deaths = (a.death for a in supervisor.attempts if a.death)
+        yield self._counter(
+            "ballast_engine_deaths",
+            "Engine lives that ended",
+            Counter((death.cause.value, death.phase) for death in deaths),
+            "cause",
+            "phase",
         )
-        causes = Counter(
-            (a.death.cause.value, a.death.phase) for a in supervisor.attempts if a.death
-        )
-        for (cause, phase), number in causes.items():
-            deaths.add_metric([model, cause, phase], number)
-        yield deaths
-        yield self._gauge("ballast_requests_in_flight", "In the journal", len(self._keeper.journal))
+        yield self._gauge("ballast_requests_in_flight", "In the journal", {(): len(keeper.journal)})
         yield self._gauge(
-            "ballast_requests_waiting", "Waiting for the engine", self._keeper.num_waiting
+            "ballast_requests_waiting", "Waiting for the engine", {(): keeper.num_waiting}
         )
-        replayed = CounterMetricFamily(
-            "ballast_requests_replayed", "Requests that went on in a new engine", labels=["model"]
+        yield self._counter(
+            "ballast_requests_replayed",
+            "Requests that went on in a new engine",
+            {(): keeper.num_replayed},
         )
-        replayed.add_metric([model], self._keeper.num_replayed)
-        yield replayed
-        estimate = GaugeMetricFamily(
-            "ballast_estimate_bytes", "Estimated memory of a GPU", labels=["model", "item"]
+        yield self._gauge(
+            "ballast_estimate_bytes",
+            "Estimated memory of a GPU",
+            {(item.name,): item.bytes for item in self._plan.estimate.items},
+            "item",
         )
-        for item in self._plan.estimate.items:
-            estimate.add_metric([model, item.name], item.bytes)
-        yield estimate
-        if self.measured is not None:
+        newest = self._measurements.newest
+        if newest is not None:
+            resident_bytes = newest.measurement.resident_bytes
             yield self._gauge(
-                "ballast_measured_resident_bytes", "RAM of the engine", self.measured.resident_bytes
+                "ballast_measured_resident_bytes", "RAM of the engine", {(): resident_bytes}
             )
+            device_bytes = newest.measurement.device_bytes
             yield self._gauge(
-                "ballast_measured_device_bytes",
-                "GPU memory of the engine",
-                self.measured.device_bytes,
+                "ballast_measured_device_bytes", "GPU memory of the engine", {(): device_bytes}
             )
 
-    def _gauge(self, name: str, documentation: str, value: float) -> GaugeMetricFamily:
-        gauge = GaugeMetricFamily(name, documentation, labels=["model"])
-        gauge.add_metric([self._keeper.model], value)
-        return gauge
+    def _gauge(self, name: str, documentation: str, values: _Values, *labels: str) -> Metric:
+        return self._filled(GaugeMetricFamily(name, documentation, labels=(*_OWN, *labels)), values)
+
+    def _counter(self, name: str, documentation: str, values: _Values, *labels: str) -> Metric:
+        family = CounterMetricFamily(name, documentation, labels=(*_OWN, *labels))
+        return self._filled(family, values)
+
+    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, values: _Values) -> Metric:
+        for labels, value in values.items():
+            family.add_metric([self._keeper.model, self._replica, *labels], value)
+        return family

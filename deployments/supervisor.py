@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
-from deployments.oom import Death
+from deployments.oom import Cause, Death
 from vram.ladder import Rung
 from vram.settings import EngineSettings
 
@@ -170,16 +170,18 @@ class Supervisor:
             return ()
         self._amend(died_at_s=event.at_s, death=event.death)
         reap = Reap(generation=event.generation)
+        loading = all(attempt.started_at_s is None for attempt in self.attempts)
         if event.death.is_memory:
             used = tuple(attempt.rung for attempt in self.attempts)
             rung = self._policy(used, event.death, event.longest_request_tokens)
             if rung is None:
                 return (reap, self._give_up("no smaller settings are left"))
             self._rung = rung
+        elif loading and event.death.cause is Cause.OTHER:
+            return (reap, self._give_up("it can't be loaded"))  # the same again would end the same
         elif not self._may_restart(event.at_s):
             limit = f"{self._limit.max_restarts} restarts in {self._limit.window_s:.0f} s"
             return (reap, self._give_up(f"more than {limit}"))
-        loading = all(attempt.started_at_s is None for attempt in self.attempts)
         self.state = State.LOADING if loading else State.RECOVERING
         self.reason = str(event.death)
         return (reap, *self._spawn(event.at_s))

@@ -112,15 +112,12 @@ def _dtype(shape: ModelShape, wishes: Wishes, device: Device) -> str:
 
 
 def _quantization(shape: ModelShape, wishes: Wishes) -> str | None:
-    own = shape.quantization
-    wish = wishes.quantization
+    own, wish = shape.quantization, wishes.quantization
     if wish is None:
-        return own.method if own else None
+        return own
     if own is not None:
-        if wish != own.method:
-            raise Invalid(
-                f"The checkpoint is quantised with {own.method}, not {wish}", "quantization"
-            )
+        if wish != own:
+            raise Invalid(f"The checkpoint is quantised with {own}, not {wish}", "quantization")
         return wish
     named(wish)
     if wish not in MADE_WHILE_LOADING:

@@ -27,7 +27,7 @@ def canonical_dtype(name: str, setting: str = "dtype") -> str:
     spelled = name.removeprefix("torch.").lower()
     spelled = DTYPE_ALIASES.get(spelled, spelled)
     if spelled not in DTYPE_BYTES:
-        raise UnknownDtype(name, ", ".join(DTYPE_BYTES), setting)
+        raise UnknownDtype(name[:60], ", ".join(DTYPE_BYTES), setting)
     return spelled
 
 
@@ -41,5 +41,5 @@ def kv_cache_bytes(kv_cache_dtype: str, dtype: str) -> int:
     name = dtype if kv_cache_dtype == "auto" else kv_cache_dtype
     spelled = DTYPE_ALIASES.get(name, name)
     if spelled not in KV_CACHE_BYTES:
-        raise UnknownDtype(name, ", ".join(["auto", *KV_CACHE_BYTES]), "kv_cache_dtype")
+        raise UnknownDtype(name[:60], ", ".join(["auto", *KV_CACHE_BYTES]), "kv_cache_dtype")
     return KV_CACHE_BYTES[spelled]

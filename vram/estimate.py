@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 from vram import overhead
+from vram.activations import forward_bytes, peak_activation
 from vram.errors import Invalid
 from vram.gpu import Device
 from vram.kv_cache import CacheLayout, cache_layout
 from vram.model import ModelShape
 from vram.overhead import Overhead
+from vram.quantization import named
 from vram.settings import EngineSettings
 from vram.units import gib
-from vram.weights import effective_quantization, weight_bytes
+from vram.weights import lora_bytes, weight_bytes
 
 # These turn whatever their budget leaves into KV cache; the others hold what requests need.
 # The fake engine follows vLLM's arithmetic, so that plans and ladders can be tried without it.
@@ -34,7 +36,8 @@ class Estimate:
     """Per GPU, in bytes. `reason` says why it does not fit; empty when it does."""
 
     engine: str
-    items: tuple[Item, ...]
+    items: tuple[Item, ...]  # what the engine counts, or should
+    outside: tuple[Item, ...]  # what the device holds besides, once requests have run
     budget_bytes: int  # the share of the card that the settings hand to the engine
     total_bytes: int
     device_use_under_load_bytes: int
@@ -60,40 +63,36 @@ class Estimate:
         return self.fixed_bytes + self.sequence_bytes + outside
 
     def item(self, name: str) -> Item:
-        return next(item for item in self.items if item.name == name)
+        return next(item for item in (*self.items, *self.outside) if item.name == name)
 
 
 def estimate(
-    shape: ModelShape, settings: EngineSettings, device: Device, engine: str = "vllm"
+    shape: ModelShape,
+    settings: EngineSettings,
+    device: Device,
+    engine: str = "vllm",
+    draft: ModelShape | None = None,
 ) -> Estimate:
     """Itemises the memory of one GPU; raises Invalid for a split that the model does not allow."""
     check(shape, settings, device, engine)
-    graphs = overhead.cuda_graphs(shape, settings, device, engine)
-    peak = overhead.peak_activation(shape, settings, device, engine)
-    fixed = {
-        "weights": _weights(shape, settings, device, engine),
-        "peak_activation": peak,
-        "cuda_graphs": graphs,
-        "non_torch": overhead.non_torch(device, engine),
-        "communication": overhead.communication(settings, device),
-    }
-    fixed_bytes = sum(item.size_bytes for item in fixed.values())
+    fixed = _fixed(shape, settings, device, engine, draft)
+    fixed_bytes = sum(part.size_bytes for part in fixed.values())
     budget_bytes = int(device.total_bytes * settings.gpu_memory_utilization)
-    cache_left_bytes = budget_bytes - fixed_bytes
-    if not _graphs_in_budget(shape, engine):
-        cache_left_bytes += graphs.size_bytes
-    layout = cache_layout(shape, settings, device, engine)
+    cache_left_bytes = budget_bytes - fixed_bytes + fixed["communication"].size_bytes
+    if not graphs_in_budget(shape, device, engine):
+        cache_left_bytes += fixed["cuda_graphs"].size_bytes
+    layout = cache_layout(shape, settings, device, engine, draft)
     sequence_bytes = layout.sequence_bytes(settings.max_model_len)
-    cache = _cache(settings, engine, sequence_bytes, cache_left_bytes)
+    cache = _cache(settings, engine, layout, sequence_bytes, cache_left_bytes)
     total_bytes = fixed_bytes + cache.size_bytes
-    under_load_bytes = total_bytes + overhead.outside_budget_bytes(device, peak.size_bytes)
-    named = {"weights": fixed.pop("weights"), "kv_cache": cache} | fixed
+    outside = overhead.outside_budget(
+        shape, settings, device, engine, forward_bytes(shape, settings)
+    )
+    under_load_bytes = total_bytes + sum(part.size_bytes for part in outside.values())
     return Estimate(
         engine=engine,
-        items=tuple(
-            Item(name=name, bytes=part.size_bytes, formula=part.formula, source=part.source)
-            for name, part in named.items()
-        ),
+        items=_items({"weights": fixed.pop("weights"), "kv_cache": cache} | fixed),
+        outside=_items(outside),
         budget_bytes=budget_bytes,
         total_bytes=total_bytes,
         device_use_under_load_bytes=under_load_bytes,
@@ -101,7 +100,9 @@ def estimate(
         sequence_bytes=sequence_bytes,
         token_bytes=layout.token_bytes,
         cache_left_bytes=cache_left_bytes,
-        reason=_reason(settings, device, layout, cache.size_bytes, under_load_bytes),
+        reason=_reason(
+            settings, device, layout, cache.size_bytes, cache_left_bytes, under_load_bytes
+        ),
     )
 
 
@@ -118,17 +119,9 @@ def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: s
             f"The CPU is one device; {settings.num_gpus} are asked for", "tensor_parallel_size"
         )
     degree = settings.tensor_parallel_size
-    if shape.num_heads % degree:
-        raise Invalid(
-            f"tensor_parallel_size {degree} does not divide the {shape.num_heads} attention heads",
-            "tensor_parallel_size",
-        )
-    if shape.num_kv_heads % degree and degree % shape.num_kv_heads:
-        raise Invalid(
-            f"tensor_parallel_size {degree} and {shape.num_kv_heads} key-value heads "
-            "do not divide each other",
-            "tensor_parallel_size",
-        )
+    problem = shape.split_problem(degree) if degree > 1 else ""
+    if problem:
+        raise Invalid(f"tensor_parallel_size {degree}: {problem}", "tensor_parallel_size")
     if settings.pipeline_parallel_size > shape.num_layers:
         raise Invalid(
             f"pipeline_parallel_size {settings.pipeline_parallel_size} is more than "
@@ -138,34 +131,74 @@ def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: s
     if settings.max_model_len > shape.max_context_tokens:
         raise Invalid(
             f"max_model_len {settings.max_model_len} is above the model's maximum of "
-            f"{shape.max_context_tokens} tokens",
+            f"{shape.max_context_tokens} tokens; a longer one needs rope_scaling in config.json",
             "max_model_len",
         )
-    effective_quantization(shape, settings)
+    if shape.quantization is None and settings.quantization is not None:
+        named(settings.quantization)
 
 
-def _weights(shape: ModelShape, settings: EngineSettings, device: Device, engine: str) -> Overhead:
-    quantization = effective_quantization(shape, settings)
-    form = f"{quantization.method} and {settings.dtype}" if quantization else settings.dtype
+def graphs_in_budget(shape: ModelShape, device: Device, engine: str) -> bool:
+    """Whether the engine takes the graphs out of its budget before it sizes the cache.
+
+    vLLM 0.26 does with its older runner and does not with the newer (profile_cudagraph_memory).
+    """
+    return not overhead.newer_runner(shape, device, engine)
+
+
+def _fixed(
+    shape: ModelShape,
+    settings: EngineSettings,
+    device: Device,
+    engine: str,
+    draft: ModelShape | None,
+) -> dict[str, Overhead]:
+    """Everything but the cache; adapters and a draft only where there are some."""
+    fixed = {
+        "weights": _weights(shape, settings, device),
+        "peak_activation": peak_activation(shape, settings, device, engine),
+        "cuda_graphs": overhead.cuda_graphs(shape, settings, device, engine),
+        "non_torch": overhead.non_torch(settings, device, engine),
+        "communication": overhead.communication(settings, device),
+    }
+    if settings.max_loras:
+        fixed["lora"] = Overhead(
+            size_bytes=lora_bytes(shape, settings),
+            formula=f"{settings.max_loras} slots x rank {settings.max_lora_rank} x projections",
+            source="vLLM, lora/layers",
+        )
+    if draft is not None:
+        fixed["draft_model"] = _weights(draft, settings, device)
+    return fixed
+
+
+def _weights(shape: ModelShape, settings: EngineSettings, device: Device) -> Overhead:
+    packed = shape.quantization or settings.quantization
+    form = f"{packed} and {settings.dtype}" if packed else settings.dtype
+    source = "config.json" if shape.checkpoint_ratio == 1.0 else "safetensors headers"
     return Overhead(
         size_bytes=weight_bytes(shape, settings, rounded=device.kind == "cuda"),
         formula=f"{shape.parameter_count} parameters in {form} / {settings.num_gpus} GPU",
-        source="config.json",
+        source=source,
     )
 
 
-def _graphs_in_budget(shape: ModelShape, engine: str) -> bool:
-    """Whether the engine takes the graphs out of its budget before it sizes the cache.
-
-    vLLM 0.26 did for Qwen3-30B-A3B (its older runner) and did not for the dense models:
-    budget - weights - activation - non-torch = cache to 0.02 GiB in all five (overhead.EVIDENCE).
-    """
-    return shape.experts is not None or engine not in ("vllm", "fake")
+def _items(parts: dict[str, Overhead]) -> tuple[Item, ...]:
+    return tuple(
+        Item(name=name, bytes=part.size_bytes, formula=part.formula, source=part.source)
+        for name, part in parts.items()
+    )
 
 
 def _cache(
-    settings: EngineSettings, engine: str, sequence_bytes: int, cache_left_bytes: int
+    settings: EngineSettings,
+    engine: str,
+    layout: CacheLayout,
+    sequence_bytes: int,
+    cache_left_bytes: int,
 ) -> Overhead:
+    if not layout.groups:
+        return Overhead(size_bytes=0, formula="an encoder keeps nothing", source="config.json")
     if settings.kv_cache_memory_bytes is not None:
         return Overhead(
             size_bytes=settings.kv_cache_memory_bytes,
@@ -191,20 +224,27 @@ def _reason(
     device: Device,
     layout: CacheLayout,
     cache_bytes: int,
+    cache_left_bytes: int,
     under_load_bytes: int,
 ) -> str:
     """The first thing that is wrong, in the words of the item at fault."""
+    share = f"{settings.gpu_memory_utilization:.2f} of {gib(device.total_bytes)}"
+    if not layout.groups and cache_left_bytes < 0:
+        return f"Weights, activations and overhead take more than {share}."
+    if layout.groups and cache_bytes <= 0:
+        return f"No room for the KV cache: weights, activations and overhead take all of {share}."
     sequence_bytes = layout.sequence_bytes(settings.max_model_len)
-    if cache_bytes <= 0:
-        return (
-            f"No room for the KV cache: weights, activations and overhead take all of "
-            f"{settings.gpu_memory_utilization:.2f} of {gib(device.total_bytes)}."
-        )
     if cache_bytes < sequence_bytes:
         longest = layout.longest_context(cache_bytes, settings.max_model_len)
         return (
             f"One sequence of {settings.max_model_len} tokens needs {gib(sequence_bytes)} of "
             f"KV cache and {gib(cache_bytes)} are left: enough for {longest} tokens."
+        )
+    states = layout.num_pages(cache_bytes)
+    if layout.pooled and layout.has_states and settings.max_num_seqs > states:
+        return (
+            f"Each of {settings.max_num_seqs} sequences needs a block for its state, and the "
+            f"cache has {states}."
         )
     if under_load_bytes > device.total_bytes:
         return (

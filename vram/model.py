@@ -1,109 +1,157 @@
 """What a model is made of, read from its config.json. Knows nothing of cards, engines or files."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from vram.architectures import ARCHITECTURES, Architecture
+from vram.architectures import ARCHITECTURES, Builder
 from vram.config_reader import ConfigReader
 from vram.dtypes import canonical_dtype
-from vram.errors import Invalid, UnknownArchitecture
+from vram.errors import UnknownArchitecture
+from vram.families.body import Body
+from vram.parts import (
+    Cache,
+    KeysAndValues,
+    Latent,
+    Layer,
+    Packing,
+    Routing,
+    State,
+    Tensor,
+    Unpacking,
+    Width,
+)
 from vram.quantization import Quantization
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Experts:
-    """The routed feed-forward layers of a mixture of experts."""
-
-    num_layers: int
-    num_experts: int
-    experts_per_token: int
-    intermediate_size: int
-    shared_intermediate_size: int
+# Equal tensors and how many there are of them: a tower of 32 blocks is a dozen entries.
+Tensors = tuple[tuple[Tensor, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """The layers that keep only the last tokens of a context."""
+class Block:
+    """A kind of layer, its number formats settled."""
 
-    num_layers: int
-    tokens: int
+    tensors: Tensors
+    caches: tuple[Cache, ...]
+    widths: tuple[Width, ...]
+    routing: Routing | None
+    unpacking: Unpacking | None
+    biased_queries: bool
+
+    @property
+    def fuses_experts(self) -> bool:
+        """Whether one kernel takes tokens through their experts: so for MXFP4 (triton_kernels)."""
+        packings = {t.packing.method for t, _ in self.tensors if t.kind == "expert" and t.packing}
+        return "mxfp4" in packings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Every number of a decoder that its memory depends on."""
+    """Everything of a model that its memory depends on."""
 
     architecture: str
     dtype: str
-    num_layers: int
     hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     vocab_size: int
     max_context_tokens: int
+    kinds: tuple[Block, ...]
+    order: tuple[int, ...]  # of the layers, as indices into kinds
+    first: Tensors  # what the first stage of a pipeline holds besides its layers
+    last: Tensors
+    head: Tensor | None  # None: the embedding's own, or there is none
     tied_embeddings: bool
-    gated_mlp: bool
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    norms_per_layer: int
-    window: Window | None
-    experts: Experts | None
-    quantization: Quantization | None
+    rope_elements: int
+    divisors: tuple[tuple[str, int], ...]  # what a tensor-parallel degree has to divide
+    query_rows: int  # the widest attention output
+    generates: bool
+    routed: bool
+    encoder_width: int
+    quantization: str | None
+    kv_cache_dtype: str | None  # what the checkpoint asks for
+    # What the headers of the checkpoint hold for each byte that the config implies.
+    checkpoint_ratio: float = 1.0
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "ModelShape":
         """Reads a Hugging Face config.json; says what is missing instead of assuming it."""
         read = ConfigReader(config)
-        name, family = _architecture(read)
-        hidden_size = read.integer("hidden_size", highest=1 << 17)
-        num_layers = read.integer("num_hidden_layers", highest=1024)
-        num_heads = read.integer("num_attention_heads", highest=1024)
-        num_kv_heads = read.integer("num_key_value_heads", default=num_heads, highest=1024)
-        if num_heads % num_kv_heads:
-            raise Invalid(
-                f"config.json: {num_heads} attention heads do not divide "
-                f"into {num_kv_heads} key-value heads",
-                "num_key_value_heads",
-            )
-        head_dim = family.head_dim or hidden_size // num_heads
-        shape = ModelShape(
+        name, builder = _architecture(read)
+        body = builder(read)
+        quantization = _quantization(read)
+        kinds, order = _blocks(body, quantization)
+        pack = _packer(quantization)
+        return ModelShape(
             architecture=name,
-            dtype=canonical_dtype(read.text("dtype", "torch_dtype", default="float32")),
-            num_layers=num_layers,
-            hidden_size=hidden_size,
-            intermediate_size=read.integer("intermediate_size", highest=1 << 20),
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=read.integer("head_dim", default=head_dim, highest=1 << 12),
-            vocab_size=read.integer("vocab_size", highest=1 << 22),
-            max_context_tokens=read.integer("max_position_embeddings", highest=1 << 27),
-            tied_embeddings=read.flag("tie_word_embeddings", default=family.tied_embeddings),
-            gated_mlp=family.gated_mlp,
-            qkv_bias=_bias(family.qkv_bias, read, "attention_bias"),
-            output_bias=_bias(family.output_bias, read, "attention_bias"),
-            mlp_bias=_bias(family.mlp_bias, read, "mlp_bias"),
-            qk_norm=family.qk_norm,
-            norms_per_layer=family.norms_per_layer,
-            window=_window(family, read, num_layers),
-            experts=_experts(family, read, num_layers),
-            quantization=Quantization.from_config(config.get("quantization_config")),
+            dtype=_dtype(read),
+            hidden_size=body.hidden_size,
+            vocab_size=body.vocab_size,
+            max_context_tokens=body.max_context_tokens,
+            kinds=kinds,
+            order=order,
+            first=_counted(pack(tensor, "") for tensor in body.first),
+            last=_counted(pack(tensor, "") for tensor in body.last),
+            head=None if body.head is None else pack(body.head, ""),
+            tied_embeddings=body.tied,
+            rope_elements=body.rope_elements,
+            divisors=tuple(
+                dict.fromkeys(divisor for layer in set(body.layers) for divisor in layer.divisors)
+            ),
+            query_rows=max((layer.query_rows for layer in set(body.layers)), default=0),
+            generates=body.generates,
+            routed=body.routed,
+            encoder_width=body.encoder_width,
+            quantization=quantization.method if quantization else None,
+            kv_cache_dtype=quantization.kv_cache_dtype if quantization else None,
         )
-        return shape
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.order)
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of the checkpoint: tied embeddings once, no padding."""
-        from vram.weights import parameter_count  # the tensors are counted where they are listed
+        """Parameters of the checkpoint: tied embeddings once, no padding, nothing made later."""
+        per_kind = Counter(self.order)
+        tensors = [*self.first, *self.last, *(((self.head, 1),) if self.head else ())]
+        total = _elements(tensors)
+        return total + sum(
+            number * _elements(self.kinds[kind].tensors) for kind, number in per_kind.items()
+        )
 
-        return parameter_count(self)
+    @property
+    def num_kv_heads(self) -> int:
+        """Of the layer with the most; 0 where nothing grows with the context."""
+        caches = [cache for kind in self.kinds for cache in kind.caches]
+        heads = [cache.num_heads for cache in caches if isinstance(cache, KeysAndValues)]
+        return max(heads, default=1 if any(isinstance(c, Latent) for c in caches) else 0)
+
+    def split_problem(self, degree: int) -> str:
+        """Why a tensor-parallel degree is impossible; empty when it is possible."""
+        for what, count in self.divisors:
+            if count % degree:
+                return f"it does not divide the {count} {what}"
+        heads = self.num_kv_heads
+        if heads and heads % degree and degree % heads:
+            return f"it and {heads} key-value heads do not divide each other"
+        return ""
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether its attention caches compressed vectors."""
+        return any(kind.unpacking is not None for kind in self.kinds)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether some layers keep a state of one size instead of keys and values."""
+        return any(isinstance(cache, State) for kind in self.kinds for cache in kind.caches)
 
 
-def _architecture(read: ConfigReader) -> tuple[str, Architecture]:
+def _elements(tensors: Iterable[tuple[Tensor, int]]) -> int:
+    return sum(number * tensor.elements for tensor, number in tensors if tensor.in_checkpoint)
+
+
+def _architecture(read: ConfigReader) -> tuple[str, Builder]:
     names = read.texts("architectures")
     if not names:
         raise UnknownArchitecture("(none)", "config.json has no architectures.")
@@ -111,61 +159,74 @@ def _architecture(read: ConfigReader) -> tuple[str, Architecture]:
         if name in ARCHITECTURES:
             return name, ARCHITECTURES[name]
     raise UnknownArchitecture(
-        names[0], f"its layers are not in our table; known are {', '.join(ARCHITECTURES)}."
+        names[0][:100],
+        "what its layers are made of is not in our table (vram/architectures.py); known are "
+        f"{', '.join(sorted(ARCHITECTURES))}.",
     )
 
 
-def _bias(always: bool | None, read: ConfigReader, key: str) -> bool:
-    return read.flag(key, default=False) if always is None else always
+def _dtype(read: ConfigReader) -> str:
+    """The outer config's, or that of the language model inside.
+
+    Where neither says (gpt-oss), engines serve 16 bits.
+    """
+    outer = read.text("dtype", "torch_dtype", default="")
+    if not outer and read.has("text_config"):
+        outer = read.section("text_config").text("dtype", "torch_dtype", default="")
+    return canonical_dtype(outer or "bfloat16")
 
 
-def _window(family: Architecture, read: ConfigReader, num_layers: int) -> Window | None:
-    tokens = read.integer("sliding_window", default=0, lowest=0, highest=1 << 27)
-    if family.windows == "none" or tokens == 0:
-        return None
-    if family.windows == "qwen" and not read.flag("use_sliding_window", default=False):
-        return None
-    layer_types = read.texts("layer_types")
-    if layer_types:
-        if len(layer_types) != num_layers:
-            raise Invalid(
-                f"config.json: {len(layer_types)} layer_types for {num_layers} layers",
-                "layer_types",
-            )
-        num_windowed = layer_types.count("sliding_attention")
-    elif family.windows == "all":
-        num_windowed = num_layers
-    elif family.windows == "alternate":
-        num_windowed = num_layers - num_layers // 2
-    elif family.windows == "one_in_pattern_is_full":
-        pattern = read.integer("sliding_window_pattern", default=6, highest=1024)
-        num_windowed = num_layers - num_layers // pattern
-    else:
-        first = read.integer("max_window_layers", default=28, lowest=0, highest=1024)
-        num_windowed = max(num_layers - first, 0)
-    return Window(num_layers=num_windowed, tokens=tokens) if num_windowed else None
-
-
-def _experts(family: Architecture, read: ConfigReader, num_layers: int) -> Experts | None:
-    if family.experts == "mixtral":
-        return Experts(
-            num_layers=num_layers,
-            num_experts=read.integer("num_local_experts", highest=4096),
-            experts_per_token=read.integer("num_experts_per_tok", highest=4096),
-            intermediate_size=read.integer("intermediate_size", highest=1 << 20),
-            shared_intermediate_size=0,
-        )
-    if family.experts == "qwen":
-        dense = set(read.integers("mlp_only_layers"))
-        step = read.integer("decoder_sparse_step", default=1, highest=1024)
-        routed = [n for n in range(num_layers) if n not in dense and (n + 1) % step == 0]
-        return Experts(
-            num_layers=len(routed),
-            num_experts=read.integer("num_experts", highest=4096),
-            experts_per_token=read.integer("num_experts_per_tok", highest=4096),
-            intermediate_size=read.integer("moe_intermediate_size", highest=1 << 20),
-            shared_intermediate_size=read.integer(
-                "shared_expert_intermediate_size", default=0, lowest=0, highest=1 << 20
-            ),
-        )
+def _quantization(read: ConfigReader) -> Quantization | None:
+    for section in (read, *([read.section("text_config")] if read.has("text_config") else [])):
+        found = Quantization.from_config(section.table("quantization_config"))
+        if found is not None:
+            return found
     return None
+
+
+def _packer(quantization: Quantization | None) -> Callable[[Tensor, str], Tensor]:
+    def pack(tensor: Tensor, prefix: str) -> Tensor:
+        packing: Packing | None = None
+        if quantization is not None and tensor.in_checkpoint:
+            packing = quantization.packing(tensor, prefix)
+        return replace(tensor, packing=packing, modules=())
+
+    return pack
+
+
+def _blocks(
+    body: Body, quantization: Quantization | None
+) -> tuple[tuple[Block, ...], tuple[int, ...]]:
+    """The kinds of layers; one kind becomes two where only some of its layers are quantised."""
+    pack = _packer(quantization)
+    kinds: dict[tuple[int, tuple[Packing | None, ...]], int] = {}
+    blocks: list[Block] = []
+    order = []
+    if quantization is not None:
+        quantization.check(len(body.layers))
+    for index, layer in enumerate(body.layers):
+        prefix = f"{body.layer_prefix}{index}."
+        packings: tuple[Packing | None, ...] = ()
+        if quantization is not None and quantization.by_name:
+            packings = tuple(quantization.packing(tensor, prefix) for tensor in layer.tensors)
+        key = (id(layer), packings)
+        if key not in kinds:
+            kinds[key] = len(blocks)
+            blocks.append(_block(layer, [pack(tensor, prefix) for tensor in layer.tensors]))
+        order.append(kinds[key])
+    return tuple(blocks), tuple(order)
+
+
+def _block(layer: Layer, tensors: list[Tensor]) -> Block:
+    return Block(
+        tensors=_counted(tensors),
+        caches=layer.caches,
+        widths=layer.widths,
+        routing=layer.routing,
+        unpacking=layer.unpacking,
+        biased_queries=layer.biased_queries,
+    )
+
+
+def _counted(tensors: Iterable[Tensor]) -> Tensors:
+    return tuple(Counter(tensors).items())

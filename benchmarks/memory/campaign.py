@@ -210,7 +210,6 @@ def describe_host() -> dict[str, Any]:
         "torch": version("torch"),
         "transformers": version("transformers"),
         "python": platform.python_version(),
-        "kernel": platform.release(),
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())

@@ -49,7 +49,7 @@ def case(
 
 
 def split(model: str, **more: Any) -> Case:
-    return case(model, tensor_parallel_size=2, expected_s=70.0, **NO_MULTICAST, **more)
+    return case(model, tensor_parallel_size=2, expected_s=60.0, **NO_MULTICAST, **more)
 
 
 ONE_GPU = (

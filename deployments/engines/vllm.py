@@ -8,9 +8,10 @@ import asyncio
 import copy
 import json
 import os
+import re
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,16 @@ from deployments import processes
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
 from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
 from deployments.errors import EngineDied
-from deployments.oom import death_from_exception
+from deployments.oom import Cause, Death, death_from_exception, death_from_exit
 from vram.settings import EngineSettings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreRequest
+
+# vLLM 0.26 to 0.29 say so of a process that a signal ended: a worker's end in EngineCore's log,
+# EngineCore's in the error of its start.
+_ENDED_BY_SIGNAL = re.compile(r"(?:\(exit code: |Failed core proc\(s\): \{[^}]*?: )(-\d+)")
 
 
 class VLLMEngine:
@@ -53,8 +58,7 @@ class VLLMEngine:
             # It blocks until the engine has loaded or failed.
             config, self._core = await asyncio.to_thread(self._spawn, settings)
         except Exception as error:
-            death = death_from_exception(error, "loading", self._last_words())
-            raise LoadFailed(death) from error
+            raise LoadFailed(death_of(error, "loading", self._last_words())) from error
         if self.config is None:
             self.config = config
         # vLLM's front checks requests against the first configuration: its context is today's.
@@ -117,18 +121,54 @@ class VLLMEngine:
             try:
                 outputs = await core.get_output_async()
             except Exception as error:
-                listener.died(death_from_exception(error, "running", self._last_words()))
+                words, exit_codes = self._last_words(), exit_codes_of(core)
+                listener.died(death_of(error, "running", words, exit_codes))
                 return
             listener.stepped(outputs)
 
     def _last_words(self) -> str:
-        """The first exception that a process of this life logged: the others follow from it."""
         try:
-            lines = self._black_box.read_text(encoding="utf-8").splitlines()
+            text = self._black_box.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
-        words = [json.loads(line) for line in lines]
-        return "\n".join(f"{word['class']}: {word['message']}" for word in words)
+        return last_words(text.splitlines())
+
+
+def last_words(lines: Iterable[str]) -> str:
+    """What dying processes logged: exceptions, the first of them the cause, then other errors."""
+    exceptions, errors = [], []
+    for line in lines:
+        try:
+            word = json.loads(line)
+        except ValueError:  # its process was killed in the middle of it
+            errors.append(line)
+            continue
+        if "class" in word:
+            exceptions.append(f"{word['class']}: {word['message']}")
+        else:
+            errors.append(word["logged"])
+    return "\n".join([*exceptions, *errors])
+
+
+def death_of(
+    error: Exception, phase: str, last_words: str, exit_codes: Sequence[int] = ()
+) -> Death:
+    """What a life died of, by what was said; if nothing speaks of memory, by a signal.
+
+    After a signal vLLM still has errors to tell: that the engine is dead, "Executor failed."
+    """
+    death = death_from_exception(error, phase, last_words)
+    told = (int(code) for code in _ENDED_BY_SIGNAL.findall(f"{last_words}\n{error}"))
+    signals = [code for code in (*exit_codes, *told) if code < 0]
+    if death.cause is Cause.OTHER and signals:
+        return death_from_exit(signals[0], phase)
+    return death
+
+
+def exit_codes_of(core: Any) -> tuple[int, ...]:
+    """Of EngineCore processes that have ended; a worker's end is in EngineCore's log."""
+    ended = getattr(core.resources.engine_manager, "processes", ())
+    return tuple(process.exitcode for process in ended if process.exitcode is not None)
 
 
 def resumed(request: "EngineCoreRequest", emitted: Sequence[int]) -> "EngineCoreRequest":

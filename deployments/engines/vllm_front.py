@@ -33,6 +33,8 @@ _OWNED = frozenset(field.name for field in dataclasses.fields(EngineSettings)) |
     "api_key",
     "disable_log_stats",
     "distributed_executor_backend",
+    "enable_expert_parallel",
+    "enable_lora",
     "host",
     "model",
     "port",
@@ -129,6 +131,18 @@ def _flag(key: str, value: Any) -> list[str]:
             return [f"--{name}", str(value)]
 
 
+def planned_args(settings: EngineSettings) -> dict[str, Any]:
+    """The plan in vLLM's words. The draft model of speculative tokens is in `engine_args`."""
+    args = dataclasses.asdict(settings)
+    del args["num_speculative_tokens"]
+    args["enable_expert_parallel"] = args.pop("expert_parallel")
+    if not settings.max_loras:
+        del args["max_loras"], args["max_lora_rank"]
+    else:
+        args["enable_lora"] = True
+    return args
+
+
 def make_config(
     args: Namespace, settings: EngineSettings, *, placement_group: Any = None
 ) -> "VllmConfig":
@@ -140,7 +154,7 @@ def make_config(
     from vllm.usage.usage_lib import UsageContext
 
     base = AsyncEngineArgs.from_cli_args(args)
-    planned = dataclasses.replace(base, **dataclasses.asdict(settings))
+    planned = dataclasses.replace(base, **planned_args(settings))
     # Said outright: inside a placement group vLLM would choose Ray by itself.
     local = "uni" if settings.num_gpus == 1 else "mp"
     planned.distributed_executor_backend = local if placement_group is None else "ray"

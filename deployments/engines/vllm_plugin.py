@@ -9,14 +9,19 @@ import json
 import logging
 import os
 import signal
+import time
 import traceback
 from typing import Any
 
 BLACK_BOX = "BALLAST_BLACK_BOX"  # the file that dying processes write to
 EMITTED = "ballast_emitted"  # in `extra_args`: how many tokens at the prompt's end are output
 PROMPT = "ballast_prompt"  # in `extra_args`: how many tokens the client's own prompt has
+SHARE_CORES = "BALLAST_SHARE_CORES"  # "1": the model computes on the cores that serve it
 
 _PR_SET_PDEATHSIG = 1
+_SPIN_S = 3e-3  # a step of a small batch is over by then, and waking up costs it a tenth
+_LOOK_AGAIN_S = 50e-6
+_SAME_WAIT_S = 1e-3
 
 
 def register() -> None:
@@ -29,6 +34,8 @@ def register() -> None:
     if not any(isinstance(handler, BlackBox) for handler in logger.handlers):
         logger.addHandler(BlackBox(black_box))
         _resume_requests()
+        if os.environ.get(SHARE_CORES) == "1":
+            _spin_less()
 
 
 def _end_with_parent() -> None:
@@ -37,10 +44,10 @@ def _end_with_parent() -> None:
 
 
 class BlackBox(logging.Handler):
-    """Writes each logged exception to a file before the process is gone.
+    """Writes each logged error to a file before the process is gone.
 
     The parent of a dead engine is told "Engine core initialization failed" and no more; the cause
-    is in the child's own log.
+    is in the child's own log: an exception, or a plain line such as "Worker proc … died".
     """
 
     def __init__(self, path: str) -> None:
@@ -49,16 +56,13 @@ class BlackBox(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is None:
-            return
-        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-        line = {
-            "process_id": os.getpid(),
-            "class": f"{type(error).__module__}.{type(error).__qualname__}",
-            "message": str(error),
-            "logged": record.getMessage(),
-            "frames": frames,
-        }
+        line: dict[str, object] = {"process_id": os.getpid(), "logged": record.getMessage()}
+        if error is not None:
+            line |= {
+                "class": f"{type(error).__module__}.{type(error).__qualname__}",
+                "message": str(error),
+                "frames": [frame.name for frame in traceback.extract_tb(error.__traceback__)],
+            }
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -103,7 +107,7 @@ def _resume_requests() -> None:
     make_data = NewRequestData.from_request.__func__  # type: ignore[attr-defined]
 
     def from_request(
-        cls: Any, request: Any, block_ids: Any, prefill_token_ids: Any = None, **options: Any
+        cls: Any, /, request: Any, block_ids: Any, prefill_token_ids: Any = None, **options: Any
     ) -> Any:
         data = make_data(cls, request, block_ids, prefill_token_ids, **options)
         if prefill_token_ids is None and _num_emitted(request.sampling_params):
@@ -126,6 +130,32 @@ def _resume_requests() -> None:
         post_init(self)
 
     CachedRequestState.__post_init__ = split_prompt
+
+
+def _spin_less() -> None:
+    """Let EngineCore and its workers sleep in the longer waits for each other.
+
+    vLLM's readers look at shared memory as fast as they can, for a second after each message. That
+    saves microseconds beside a GPU; where the model computes on the same cores it costs it one of
+    them. (Waiting for vLLM's own notification instead hangs: it may be dropped.)
+    """
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    spin = shm_broadcast.sched_yield
+    began_s = last_s = 0.0
+
+    def look_again() -> None:
+        nonlocal began_s, last_s
+        now_s = time.monotonic()
+        if now_s - last_s > _SAME_WAIT_S:
+            began_s = now_s
+        if now_s - began_s < _SPIN_S:
+            spin()
+        else:
+            time.sleep(_LOOK_AGAIN_S)
+        last_s = time.monotonic()
+
+    shm_broadcast.sched_yield = look_again
 
 
 def _num_emitted(sampling_params: Any) -> int:

@@ -52,7 +52,7 @@ class CompletionWriter:
             index=piece.index,
             text=piece.text,
             logprobs=logprobs,
-            finish_reason=piece.finish_reason,
+            finish_reason=piece.finish_reason,  # type: ignore[arg-type]
         )
 
     def _envelope(

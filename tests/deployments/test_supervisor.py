@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from samples import KILLED, OUT_OF_MEMORY
 
-from deployments.oom import Death
+from deployments.oom import Cause, Death
 from deployments.supervisor import (
     Died,
     GiveUp,
@@ -64,6 +64,15 @@ def test_a_death_that_was_not_memory_keeps_the_settings(supervisor: Supervisor) 
     _, spawn = supervisor.on_event(died(1, KILLED))
     assert isinstance(spawn, Spawn)
     assert spawn.settings.max_model_len == 2048
+
+
+def test_an_error_of_the_first_load_that_is_neither_memory_nor_a_kill_is_raised_at_once(
+    supervisor: Supervisor,
+) -> None:
+    supervisor.begin(0.0)
+    error = Death(cause=Cause.OTHER, phase="loading", message="no such file")
+    _, give_up = supervisor.on_event(died(1, error))
+    assert give_up == GiveUp(reason="it can't be loaded")
 
 
 def test_the_ladder_ends(supervisor: Supervisor) -> None:

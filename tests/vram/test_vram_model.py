@@ -6,23 +6,15 @@ import pytest
 
 from vram.errors import Invalid, UnknownArchitecture, UnknownDtype
 from vram.model import ModelShape
+from vram.parts import KeysAndValues
+from vram.weights import checkpoint_bits
 
-# What the safetensors of the published checkpoints sum to (the Hub's model pages).
-PUBLISHED_PARAMETERS = {
-    "qwen2.5-0.5b": 494_032_768,
-    "qwen2.5-1.5b": 1_543_714_304,
-    "qwen2.5-7b": 7_615_616_512,
-    "qwen2.5-14b": 14_770_033_664,
-    "qwen2.5-32b": 32_763_876_352,
-    "qwen2.5-72b": 72_706_203_648,
-    "llama-2-7b": 6_738_415_616,
-    "llama-3.1-8b": 8_030_261_248,
-    "mistral-7b": 7_248_023_552,
-    "qwen3-8b": 8_190_735_360,
-    "qwen3-30b-a3b": 30_532_122_624,
-    "gemma-2-9b": 9_241_705_984,
-    "mixtral-8x7b": 46_702_792_704,
+PUBLISHED = {
+    name: entry
+    for name, entry in json.loads((Path(__file__).parent / "published.json").read_text()).items()
+    if name != "_"
 }
+COUNTED = {name: entry for name, entry in PUBLISHED.items() if entry["parameters"] is not None}
 SMALLEST = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 64,
@@ -34,29 +26,80 @@ SMALLEST = {
 }
 
 
-@pytest.mark.parametrize(("name", "published"), PUBLISHED_PARAMETERS.items())
+@pytest.mark.parametrize("name", COUNTED)
 def test_the_parameter_count_is_the_published_one(
-    name: str, published: int, shape_of: Callable[[str], ModelShape]
+    name: str, shape_of: Callable[[str], ModelShape]
 ) -> None:
-    assert shape_of(name).parameter_count == published
+    published = COUNTED[name]["parameters"]
+    assert shape_of(name).parameter_count == pytest.approx(published, rel=0.005)
 
 
-def test_every_config_here_has_a_published_count() -> None:
-    assert {path.name for path in (Path(__file__).parent / "configs").iterdir()} == set(
-        PUBLISHED_PARAMETERS
-    )
-
-
-def test_gemma_2_windows_every_other_layer(shape_of: Callable[[str], ModelShape]) -> None:
-    window = shape_of("gemma-2-9b").window
-    assert window is not None
-    assert (window.num_layers, window.tokens) == (21, 4096)
-
-
-def test_a_qwen_window_that_is_switched_off_is_none(
-    shape_of: Callable[[str], ModelShape],
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_tensor_of_transformers_own_module_is_counted(
+    name: str, shape_of: Callable[[str], ModelShape]
 ) -> None:
-    assert shape_of("qwen3-8b").window is None
+    entry = PUBLISHED[name]
+    buffers = entry.get("router_correction_biases", 0)
+    assert shape_of(name).parameter_count == entry["transformers_parameters"] + buffers
+
+
+def test_every_config_here_has_a_source_and_most_a_published_count() -> None:
+    assert {path.name for path in (Path(__file__).parent / "configs").iterdir()} == set(PUBLISHED)
+    assert all(entry["source"] and entry["parameters_source"] for entry in PUBLISHED.values())
+    assert len(COUNTED) >= 40
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, entry in PUBLISHED.items() if "checkpoint_gb" in entry]
+)
+def test_a_quantised_checkpoint_is_as_large_as_its_files(
+    name: str, shape_of: Callable[[str], ModelShape]
+) -> None:
+    size_gb = checkpoint_bits(shape_of(name)) / 8e9
+    assert size_gb == pytest.approx(PUBLISHED[name]["checkpoint_gb"], rel=0.01)
+
+
+def _windows(shape: ModelShape) -> list[int | None]:
+    """Of each layer, in order."""
+    caches = [shape.kinds[kind].caches[0] for kind in shape.order]
+    return [cache.window_tokens for cache in caches if isinstance(cache, KeysAndValues)]
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "windowed"),
+    [
+        ("gemma-2-9b", [4096, None, 4096, None], 21),
+        ("gemma-3-4b", [1024, 1024, 1024, 1024, 1024, None], 29),
+        ("gpt-oss-20b", [128, None, 128, None], 12),
+        ("mistral-7b-v0.1", [4096, 4096], 32),
+        ("command-r7b", [4096, 4096, 4096, None], 24),
+        ("llama-4-scout", [8192, 8192, 8192, None], 36),
+        ("qwen3-8b", [None, None], 0),
+        ("mistral-7b", [None, None], 0),
+    ],
+)
+def test_layers_see_a_window_where_the_model_says_so(
+    name: str, start: list[int | None], windowed: int, shape_of: Callable[[str], ModelShape]
+) -> None:
+    windows = _windows(shape_of(name))
+    assert windows[: len(start)] == start
+    assert len(windows) - windows.count(None) == windowed
+
+
+def test_a_qwen_window_begins_at_some_layer(shape_of: Callable[[str], ModelShape]) -> None:
+    config = json.loads((Path(__file__).parent / "configs/qwen2.5-7b/config.json").read_text())
+    config |= {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 20}
+    assert _windows(ModelShape.from_config(config)) == [None] * 20 + [4096] * 8
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("jamba-v0.1", 4), ("qwen3-next-80b-a3b", 2), ("nemotron-h-8b", 3), ("deepseek-v3", 2)],
+)
+def test_layers_of_one_kind_are_kept_once(
+    name: str, kinds: int, shape_of: Callable[[str], ModelShape]
+) -> None:
+    assert len(shape_of(name).kinds) <= kinds
 
 
 def test_absent_key_value_heads_are_the_attention_heads() -> None:

@@ -1,0 +1,86 @@
+"""Least squares for the constants of vram/overhead.py, on the loads of the fit half only.
+
+Prints what they would be; nobody's file is changed. Forms are read from vLLM's source; only their
+factors are fitted.
+"""
+
+from collections.abc import Sequence
+
+from benchmarks.estimator_loads import Load, device
+from vram import overhead
+from vram.activations import forward_bytes
+from vram.units import GIB, MIB
+
+# The device's use may be 2 % above the measurement and 1 % below: the middle is aimed at.
+AIM = 0.005
+
+
+def print_fit(loads: list[Load]) -> None:
+    """The factors of CUDA graphs and of the allocator's slack."""
+    print(f"{len(loads)} loads of the fit half")
+    graphs, mean = fit_graphs(loads)
+    print("cuda_graphs: base MiB, MiB per query row at a full batch")
+    print("   ", [round(factor, 4) for factor in graphs], f"mean error {mean:.3f} GiB")
+    slack, mean = fit_slack(loads)
+    print("allocator_slack: base GiB, per byte of a forward pass, per byte of 16-bit logits")
+    print("   ", [round(factor, 3) for factor in slack], f"mean error {mean:.2%}")
+
+
+def fit_graphs(loads: list[Load]) -> tuple[list[float], float]:
+    """The pool's part, after the driver's part that grows with layers and captures."""
+    rows, wanted = [], []
+    for load in loads:
+        if load.settings.enforce_eager:
+            continue
+        driver_bytes = overhead.graph_driver_bytes(load.shape, load.settings)
+        rows.append([1.0, overhead.graph_pool_rows(load.shape, load.settings)])
+        wanted.append((load.measured["cuda_graphs"] * GIB - driver_bytes) / MIB)
+    factors = least_squares(rows, wanted)
+    return factors, _mean(rows, wanted, factors) * MIB / GIB
+
+
+def fit_slack(loads: list[Load]) -> tuple[list[float], float]:
+    """What the device held beyond everything else that is estimated."""
+    rows, wanted = [], []
+    for load in loads:
+        found = load.estimated(device())
+        known_bytes = found.device_use_under_load_bytes - found.item("allocator_slack").bytes
+        measured_gib = load.measured["device"]
+        features = [
+            1.0,
+            forward_bytes(load.shape, load.settings) / GIB,
+            load.settings.max_num_seqs * load.shape.vocab_size * 2 / GIB,
+        ]
+        # The limit is relative, so a small budget weighs as much as a whole card.
+        rows.append([feature / measured_gib for feature in features])
+        wanted.append(1 + AIM - known_bytes / GIB / measured_gib)
+    factors = least_squares(rows, wanted)
+    return factors, _mean(rows, wanted, factors)
+
+
+def least_squares(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> list[float]:
+    """Normal equations, solved by elimination: three unknowns need no library."""
+    count = len(rows[0])
+    matrix = [
+        [sum(row[i] * row[j] for row in rows) for j in range(count)]
+        + [sum(row[i] * value for row, value in zip(rows, wanted, strict=True))]
+        for i in range(count)
+    ]
+    for i in range(count):
+        pivot = max(range(i, count), key=lambda k: abs(matrix[k][i]))
+        matrix[i], matrix[pivot] = matrix[pivot], matrix[i]
+        for k in range(count):
+            if k != i:
+                factor = matrix[k][i] / matrix[i][i]
+                matrix[k] = [a - factor * b for a, b in zip(matrix[k], matrix[i], strict=True)]
+    return [matrix[i][count] / matrix[i][i] for i in range(count)]
+
+
+def _mean(
+    rows: Sequence[Sequence[float]], wanted: Sequence[float], factors: Sequence[float]
+) -> float:
+    errors = [
+        abs(sum(f * x for f, x in zip(factors, row, strict=True)) - value)
+        for row, value in zip(rows, wanted, strict=True)
+    ]
+    return sum(errors) / len(errors)

@@ -1,0 +1,72 @@
+"""The newest measurement of an engine, kept fresh while nobody waits for it. Knows no HTTP."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from deployments.engines.protocol import Measurement
+from deployments.errors import EngineDied
+from deployments.keeper import Keeper
+
+MEASURE_EVERY_S = 10.0  # it reads every process of the machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What life `generation` of the engine held at a time."""
+
+    measurement: Measurement
+    generation: int
+    at_s: float
+
+
+class Measurements:
+    """Measures when somebody asks and the newest one is old, or is of another life."""
+
+    def __init__(
+        self,
+        keeper: Keeper[Any],
+        *,
+        every_s: float = MEASURE_EVERY_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.newest: Measured | None = None
+        self._keeper = keeper
+        self._every_s = every_s
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+
+    async def refreshed(self) -> Measured | None:
+        """The newest one; where it is old, another is on its way. Only the first is waited for."""
+        self._raise_its_error()
+        if self._task is None and self._is_due():
+            self._task = asyncio.create_task(self._measure(self._keeper.supervisor.generation))
+        if self.newest is None and self._task is not None:
+            await asyncio.wait((self._task,))  # a client that leaves does not cancel it
+            self._raise_its_error()
+        return self.newest
+
+    def _is_due(self) -> bool:
+        newest = self.newest
+        return self._keeper.is_serving and (
+            newest is None
+            or newest.generation != self._keeper.supervisor.generation
+            or self._clock() - newest.at_s > self._every_s
+        )
+
+    async def _measure(self, generation: int) -> None:
+        try:
+            measurement = await self._keeper.engine.measure()
+        except EngineDied:
+            return  # the keeper hears of it by itself, and the last one stands
+        if self._keeper.is_serving and self._keeper.supervisor.generation == generation:
+            at_s = self._clock()
+            self.newest = Measured(measurement=measurement, generation=generation, at_s=at_s)
+
+    def _raise_its_error(self) -> None:
+        """A bug in the background is heard by whoever asks next."""
+        if self._task is not None and self._task.done():
+            task, self._task = self._task, None
+            task.result()

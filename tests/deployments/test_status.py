@@ -1,0 +1,127 @@
+"""What a replica reports: values, and series that those of another replica do not repeat."""
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from samples import KILLED
+from test_openai_harness import until
+
+from deployments.app import make_plan
+from deployments.config import DeviceConfig, ModelConfig
+from deployments.engines.fake import FakeEngine
+from deployments.engines.protocol import TokenRequest
+from deployments.keeper import Keeper
+from deployments.measurements import Measurements
+from deployments.metrics import merge
+from deployments.status import ReplicaCollector, report
+from deployments.supervisor import RestartLimit, State, Supervisor, fixed
+from vram.ladder import Rung
+from vram.plan import Plan
+
+Ladder = Callable[[int], tuple[Rung, ...]]
+
+
+@pytest.fixture
+def plan() -> Plan:
+    config = ModelConfig(
+        name="demo", model="-", engine="fake", device=DeviceConfig(kind="cpu", memory_gib=1)
+    )
+    return make_plan(config)[0]
+
+
+@pytest.fixture
+async def keeper(ladder: Ladder) -> AsyncIterator[Keeper[TokenRequest]]:
+    supervisor = Supervisor(
+        ladder(0)[0], fixed(ladder), RestartLimit(max_restarts=2, window_s=600.0)
+    )
+    keeper = Keeper(
+        "demo",
+        FakeEngine(),
+        supervisor,
+        on_step=lambda step: None,
+        on_give_up=lambda error: None,
+    )
+    await keeper.start()
+    yield keeper
+    await keeper.stop()
+
+
+async def text_of(keeper: Keeper[TokenRequest], plan: Plan, replica: str) -> str:
+    measurements = Measurements(keeper)
+    await measurements.refreshed()
+    registry = CollectorRegistry()
+    registry.register(ReplicaCollector(keeper, plan, measurements, replica=replica))
+    return generate_latest(registry).decode()
+
+
+async def test_every_series_carries_its_model_and_its_replica(
+    keeper: Keeper[TokenRequest], plan: Plan
+) -> None:
+    await die(keeper)
+    text = await text_of(keeper, plan, "demo#a1")
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    assert {sample.name for sample in samples} == {
+        "ballast_engine_deaths_total",
+        "ballast_engine_state",
+        "ballast_estimate_bytes",
+        "ballast_measured_device_bytes",
+        "ballast_measured_resident_bytes",
+        "ballast_requests_in_flight",
+        "ballast_requests_replayed_total",
+        "ballast_requests_waiting",
+    }
+    for sample in samples:
+        assert sample.labels["model"] == "demo"
+        assert sample.labels["replica"] == "demo#a1"
+    states = [s for s in samples if s.name == "ballast_engine_state"]
+    assert {s.labels["state"]: s.value for s in states} == {
+        state.value: float(state is State.READY) for state in State
+    }
+    (deaths,) = [s for s in samples if s.name == "ballast_engine_deaths_total"]
+    assert (deaths.labels["cause"], deaths.labels["phase"], deaths.value) == (
+        "killed", "running", 1.0,
+    )  # fmt: skip
+
+
+async def test_prometheus_takes_the_joined_text_of_several_replicas(
+    keeper: Keeper[TokenRequest], plan: Plan
+) -> None:
+    """It refuses a text in which a series stands twice, or a family is declared twice."""
+    merged = merge([await text_of(keeper, plan, replica) for replica in ("a", "b", "c")])
+    families = list(text_string_to_metric_families(merged))
+    series = [(s.name, *sorted(s.labels.items())) for f in families for s in f.samples]
+    assert series
+    assert max(Counter(series).values()) == 1
+    declared = re.findall(r"^# TYPE (\S+)", merged, re.MULTILINE)
+    assert len(declared) == len(set(declared))
+
+
+async def test_a_report_has_the_measurement_and_its_time(
+    keeper: Keeper[TokenRequest], plan: Plan
+) -> None:
+    measured = await Measurements(keeper, clock=lambda: 1234.5).refreshed()
+    said = report(keeper, plan, measured, engine="fake", replica="demo#a1")
+    assert said["measured"] == {"resident_bytes": 0, "device_bytes": 0, "process_ids": ()}
+    assert said["measured_at"] == 1234.5
+    assert said["replica"] == "demo#a1"
+    unmeasured = report(keeper, plan, None, engine="fake", replica="demo#a1")
+    assert unmeasured["measured"] is None
+    assert unmeasured["measured_at"] is None
+
+
+async def test_a_report_has_every_death(keeper: Keeper[TokenRequest], plan: Plan) -> None:
+    await die(keeper)
+    first, second = report(keeper, plan, None, engine="fake", replica="a")["events"]
+    assert (first["cause"], first["phase"]) == ("killed", "running")
+    assert second["cause"] is None
+
+
+async def die(keeper: Keeper[TokenRequest]) -> None:
+    """And come back."""
+    assert isinstance(keeper.engine, FakeEngine)
+    keeper.engine.die(KILLED)
+    await until(lambda: keeper.is_serving and keeper.supervisor.generation == 2)

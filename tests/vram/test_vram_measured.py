@@ -1,0 +1,73 @@
+"""The issue's own limits, on the half of the measured loads that no constant was fitted on."""
+
+import pytest
+
+from vram.errors import DoesNotFit
+from vram.remedy import refusal
+
+accuracy = pytest.importorskip("benchmarks.estimator_accuracy", reason="run from the root")
+from benchmarks.estimator_loads import Load, device, fitted, read_loads  # noqa: E402
+
+LOADS = read_loads()
+FAILED = [load for load in LOADS if load.failure]
+
+
+@pytest.mark.parametrize("limit", accuracy.LIMITS, ids=lambda limit: limit.item)
+def test_every_load_of_the_report_half_is_inside_the_limits(limit) -> None:
+    found = accuracy.compared(fitted(LOADS, "report"))
+    outside = [
+        f"{comparison.load.name}: {comparison.error(limit):+.4f}"
+        for comparison in found
+        if not limit.kept(comparison.error(limit))
+    ]
+    assert not outside
+    assert len(found) >= 12
+
+
+def test_both_halves_hold_mixtures_of_experts_and_eager_loads() -> None:
+    for half in ("fit", "report"):
+        found = fitted(LOADS, half)
+        assert any(load.shape.routed for load in found)
+        assert any(load.settings.enforce_eager for load in found)
+
+
+@pytest.mark.parametrize("load", FAILED, ids=lambda load: load.name)
+def test_a_load_that_failed_is_refused_beforehand_with_a_setting_that_works(load: Load) -> None:
+    card = device()
+    found = load.estimated(card)
+    assert not found.fits
+    expected = {
+        "No available memory": "No room for the KV cache",
+        "To serve at least one request": f"One sequence of {load.settings.max_model_len} tokens",
+        "InductorError": "No room for the KV cache",  # the weights are the card
+        "out of memory": "No room for the KV cache",
+        "Free memory on device": "Under load the device would hold",
+    }
+    assert found.reason.startswith(next(v for k, v in expected.items() if k in load.failure))
+    error = refusal(load.model, load.shape, load.settings, card, "vllm", card.total_bytes)
+    assert isinstance(error, DoesNotFit)
+    assert error.needed_bytes > error.available_bytes
+    assert error.would_fit.startswith("It fits")
+    assert error.setting in {
+        "gpu_memory_utilization",
+        "max_model_len",
+        "tensor_parallel_size",
+        "max_num_batched_tokens",
+        "quantization",
+    }
+
+
+def test_a_context_that_is_too_long_is_answered_as_vllm_answers() -> None:
+    load = next(load for load in FAILED if "estimated maximum model length" in load.failure)
+    longest = int(load.failure.split("estimated maximum model length is ")[1].split(".")[0])
+    said = load.estimated(device()).reason
+    assert int(said.split("enough for ")[1].split()[0]) == pytest.approx(longest, rel=0.1)
+
+
+def test_other_formulas_are_further_off() -> None:
+    errors: dict[str, list[float]] = {}
+    for comparison in accuracy.compared(fitted(LOADS, "report")):
+        for name, error in accuracy.baselines(comparison.load, device()).items():
+            errors.setdefault(name, []).append(abs(error))
+    means = {name: sum(found) / len(found) for name, found in errors.items()}
+    assert all(mean > 3 * means["Ballast"] for name, mean in means.items() if name != "Ballast")

@@ -1,0 +1,166 @@
+"""What a full batch holds at once while it passes through a model. Reads vLLM's own buffers.
+
+Peaks are of vLLM's profiling run: attention itself is skipped there, so only projections count.
+"""
+
+from vram.dtypes import dtype_bytes
+from vram.gpu import Device
+from vram.model import Block, ModelShape
+from vram.overhead import EVIDENCE, Overhead, compiles, newer_runner
+from vram.settings import EngineSettings
+from vram.units import MIB, ceil_div, round_up
+from vram.weights import VOCABULARY_PADDING
+
+# Tensors of max_num_batched_tokens x hidden that live beside the feed-forward's own: residual,
+# normed input, output. Exact to 1 MiB in the dense loads. EVIDENCE
+HIDDEN_STATES_AT_PEAK = 3
+# Eager Qwen2.5, whose queries have biases, holds one more; why is not known. 7B and 14B, EVIDENCE
+MORE_WITH_BIASED_QUERIES = 1
+# One kernel for all experts (gpt-oss) keeps a residual and a little of routing. EVIDENCE
+HIDDEN_STATES_AT_FUSED_EXPERTS = 1.25
+# While it compiles, the embedding's table is copied beside two tensors of hidden states. EVIDENCE
+HIDDEN_STATES_AT_EMBEDDING = 2
+# cuBLAS's workspace on Hopper, and 60 MiB more where torch.compile runs. Exact likewise. EVIDENCE
+WORKSPACE_BYTES = 32 * MIB
+COMPILED_BYTES = 60 * MIB
+# With tensor parallelism the compiled batch takes less beside itself, the embedding more. EVIDENCE
+COMPILED_PARALLEL_BYTES = 5 * MIB
+PARALLEL_EMBEDDING_BYTES = 56 * MIB
+# Online fp8 quantises the input beside its 16-bit original, and takes a workspace. EVIDENCE
+ONLINE_FP8_BYTES = 36 * MIB
+
+# vLLM's newer runner samples greedily while it profiles: only the 16-bit logits. EVIDENCE
+LOGITS_BYTES = 2
+# The older one sorts and sums at max_num_seqs, and keeps 36 MiB of inputs. EVIDENCE
+SAMPLER_BYTES_PER_LOGIT = 14.4
+SAMPLER_BASE_BYTES = 36 * MIB
+# Elsewhere torch's own: 16- and 32-bit logits, sorted values, 64-bit indices, sums = 2+4+4+8+4.
+PLAIN_SAMPLER_BYTES_PER_LOGIT = 22
+
+# mla_attention.py::determine_chunked_prefill_workspace_size of vLLM.
+MOST_UNPACKED_TOKENS = 64 * 1024
+UNPACKED_SEQUENCES = 8
+UNPACKED_PAGES_PER_SEQUENCE = 4
+PAGE_TOKENS = 16
+
+
+def peak_activation(
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
+) -> Overhead:
+    """The most that a forward pass, the embedding or the sampler holds at once."""
+    fixed_bytes = _workspace_bytes(shape, settings, device, engine)
+    kept_bytes = expert_workspace_bytes(shape, settings)
+    candidates = [
+        (
+            forward_bytes(shape, settings) + fixed_bytes,
+            "max_num_batched_tokens x (3 hidden + widest layer) x dtype + workspaces",
+        )
+    ]
+    if compiles(settings, device, engine):
+        candidates.append(
+            (
+                _embedding_bytes(shape, settings),
+                "embedding + max_num_batched_tokens x 2 hidden x dtype",
+            )
+        )
+    if shape.generates:
+        sampler_bytes, formula = _sampler(shape, settings, device, engine)
+        candidates.append((sampler_bytes + kept_bytes + fixed_bytes, formula))
+    size_bytes, formula = max(candidates)
+    return Overhead(size_bytes=size_bytes, formula=formula, source=EVIDENCE)
+
+
+def forward_bytes(shape: ModelShape, settings: EngineSettings) -> int:
+    """One full batch at the widest point of the widest layer."""
+    return max(_layer_bytes(kind, shape, settings) for kind in shape.kinds)
+
+
+def expert_workspace_bytes(shape: ModelShape, settings: EngineSettings) -> int:
+    """Two buffers for all tokens of all their experts (fused_moe/experts/triton_moe.py); kept."""
+    return max(_routed_bytes(kind, settings) for kind in shape.kinds)
+
+
+def _layer_bytes(kind: Block, shape: ModelShape, settings: EngineSettings) -> int:
+    degree, element_bytes = settings.tensor_parallel_size, dtype_bytes(settings.dtype)
+    tokens, hidden_size = settings.max_num_batched_tokens, shape.hidden_size
+
+    def batch_bytes(hidden_states: float, width: int) -> int:
+        return int(tokens * (hidden_states * hidden_size + width)) * element_bytes
+
+    widest = max((width.on(degree) for width in kind.widths), default=0)
+    hidden_states = HIDDEN_STATES_AT_PEAK
+    if settings.enforce_eager and kind.biased_queries:
+        hidden_states += MORE_WITH_BIASED_QUERIES
+    plain_bytes = batch_bytes(hidden_states, widest) + _routed_bytes(kind, settings)
+    if kind.routing is not None and kind.fuses_experts:
+        rows = kind.routing.projected(degree) + kind.routing.rows.on(degree)
+        routed = kind.routing.experts_per_token * rows
+        return max(plain_bytes, batch_bytes(HIDDEN_STATES_AT_FUSED_EXPERTS, routed))
+    if kind.unpacking is None:
+        return plain_bytes
+    unpacked_bytes = (
+        _unpacked_tokens(settings) * kind.unpacking.rows.on(degree) * element_bytes
+        + batch_bytes(HIDDEN_STATES_AT_PEAK, kind.unpacking.beside.on(degree))
+        + _routed_bytes(kind, settings)
+    )
+    return max(plain_bytes, unpacked_bytes)
+
+
+def _routed_bytes(kind: Block, settings: EngineSettings) -> int:
+    routing, degree = kind.routing, settings.tensor_parallel_size
+    if routing is None or kind.fuses_experts:
+        return 0
+    first = max(routing.rows.on(degree), routing.input_size)
+    second = max(routing.projected(degree), routing.input_size)
+    return (
+        settings.max_num_batched_tokens
+        * routing.experts_per_token
+        * (first + second)
+        * dtype_bytes(settings.dtype)
+    )
+
+
+def _unpacked_tokens(settings: EngineSettings) -> int:
+    """Cached tokens whose keys and values are unpacked at once."""
+    wanted = max(
+        UNPACKED_SEQUENCES * settings.max_model_len,
+        UNPACKED_PAGES_PER_SEQUENCE * settings.max_num_seqs * PAGE_TOKENS,
+    )
+    return max(min(wanted, MOST_UNPACKED_TOKENS), settings.max_num_seqs * PAGE_TOKENS)
+
+
+def _sampler(
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
+) -> tuple[int, str]:
+    # Every GPU of a tensor-parallel group gathers all logits (layers/logits_processor.py).
+    logits = settings.max_num_seqs * shape.vocab_size
+    if newer_runner(shape, device, engine):
+        return logits * LOGITS_BYTES, f"max_num_seqs x vocabulary x {LOGITS_BYTES} bytes"
+    if device.kind == "cuda" and engine in ("vllm", "fake"):
+        return (
+            int(logits * SAMPLER_BYTES_PER_LOGIT) + SAMPLER_BASE_BYTES,
+            f"max_num_seqs x vocabulary x {SAMPLER_BYTES_PER_LOGIT} bytes + workspaces",
+        )
+    per_logit = PLAIN_SAMPLER_BYTES_PER_LOGIT
+    return logits * per_logit, f"max_num_seqs x vocabulary x {per_logit} bytes"
+
+
+def _workspace_bytes(
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
+) -> int:
+    if device.kind == "cpu":
+        return 0
+    size_bytes = WORKSPACE_BYTES
+    if compiles(settings, device, engine):
+        is_parallel = settings.tensor_parallel_size > 1
+        size_bytes += COMPILED_PARALLEL_BYTES if is_parallel else COMPILED_BYTES
+    if shape.quantization is None and settings.quantization == "fp8":
+        size_bytes += ONLINE_FP8_BYTES + settings.max_num_batched_tokens * shape.hidden_size
+    return size_bytes
+
+
+def _embedding_bytes(shape: ModelShape, settings: EngineSettings) -> int:
+    rows = ceil_div(round_up(shape.vocab_size, VOCABULARY_PADDING), settings.tensor_parallel_size)
+    hidden = HIDDEN_STATES_AT_EMBEDDING * settings.max_num_batched_tokens
+    size_bytes = (rows + hidden) * shape.hidden_size * dtype_bytes(settings.dtype)
+    return size_bytes + (PARALLEL_EMBEDDING_BYTES if settings.tensor_parallel_size > 1 else 0)
