@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -33,7 +34,7 @@ _HAPROXY_PORTS = {
 _FIRST_REPLICA_PORT = ("RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT", 30000)
 _END_OF_REPLICA_PORTS = ("RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT", 31000)  # not one of them
 _DASHBOARD = re.compile(r"dashboard at .*?(?P<url>http://[\w.:]+)")
-_STOP_S = 60.0
+_STOP_S = 20.0
 
 Say = Callable[[str], None]
 
@@ -173,21 +174,17 @@ class _Server:
         return None
 
     def stop(self) -> None:
-        """Let `serve run` shut its Ray cluster down; end what is left of its family."""
+        """Let `serve run` shut its Ray cluster down for a while; end what is left of its family."""
         family = _family(self.process.pid)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                print(f"serve run did not stop within {_STOP_S:.0f} s: killed", file=sys.stderr)
-        for process in family:
-            try:
-                process.wait(5.0)
-            except psutil.TimeoutExpired:
+        # Serve drains its replicas for longer than anybody waits who has pressed Ctrl-C.
+        _, left = psutil.wait_procs(family, timeout=_STOP_S)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        psutil.wait_procs(left, timeout=_STOP_S)
+        self.process.wait()
 
     def _pass_on(self) -> None:
         assert self.process.stdout is not None

@@ -135,7 +135,7 @@ async def test_a_client_that_leaves_in_mid_stream_frees_its_request(
 ) -> None:
     body = {"model": model, **_LONG}
     async with (
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(timeout=60) as client,
         client.stream("POST", f"{url}/v1/completions", json=body) as answer,
     ):
         lines = answer.aiter_lines()
