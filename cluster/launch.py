@@ -126,8 +126,10 @@ def serve(config: ServeConfig, *, haproxy: bool, timeout_s: float, say: Say) -> 
     check_ports(config, haproxy=haproxy)
     check(config, say)
     began_s = time.monotonic()
-    server = _Server(config, haproxy=haproxy)
+    # Also where a shell has started us in the background, with SIGINT ignored; Ray inherits that.
+    signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    server = _Server(config, haproxy=haproxy)
     try:
         _wait(server, config, timeout_s, say)
         say(f"ready after {time.monotonic() - began_s:.0f} s")

@@ -83,20 +83,20 @@ async def test_guided_json_goes_on_inside_its_grammar(server: Server) -> None:
         "required": ["words"],
         "additionalProperties": False,
     }  # fmt: skip
-    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x")
     victim = server.engine_process("demo", "EngineCore")
-    stream = await client.chat.completions.create(
-        model="demo",
-        messages=[{"role": "user", "content": "words"}],
-        temperature=0,
-        max_tokens=1200,
-        stream=True,
-        response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": schema}},
-    )
-    text, chunks = "", 0
-    async for chunk in stream:
-        text += chunk.choices[0].delta.content or ""
-        chunks += 1
-        if chunks == 20:
-            os.kill(victim, signal.SIGKILL)
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x") as client:
+        stream = await client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "words"}],
+            temperature=0,
+            max_tokens=1200,
+            stream=True,
+            response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": schema}},
+        )
+        text, chunks = "", 0
+        async for chunk in stream:
+            text += chunk.choices[0].delta.content or ""
+            chunks += 1
+            if chunks == 20:
+                os.kill(victim, signal.SIGKILL)
     assert len(json.loads(text)["words"]) == 12
