@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from vram.shortage import Shortage
+
 
 class Cause(StrEnum):
     """What the engine died of, as far as the answer to it differs."""
 
     DEVICE_MEMORY = "device_memory"  # step the settings down
     HOST_MEMORY = "host_memory"  # the node's RAM: smaller engine settings do not help
+    SHARED_MEMORY = "shared_memory"  # /dev/shm is full
+    REFUSED = "refused"  # the engine does not offer these settings, such as an fp8 cache
     KILLED = "killed"  # ended from outside, or by a signal
     OTHER = "other"
 
@@ -22,6 +26,8 @@ class Death:
     cause: Cause
     phase: str  # "loading" or "running"
     message: str
+    shortage: Shortage | None = None  # of device memory
+    requests: tuple[str, ...] = ()  # ids in the batch of the step that died
 
     @property
     def is_memory(self) -> bool:
