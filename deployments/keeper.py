@@ -10,8 +10,10 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from deployments.admission import WaitingRoom
 from deployments.engines.protocol import Engine, LoadFailed, Step
-from deployments.errors import Busy, EngineDied, LadderExhausted
+from deployments.errors import EngineDied, LadderExhausted
+from deployments.handover import Handover
 from deployments.journal import Journal
 from deployments.oom import Death
 from deployments.supervisor import (
@@ -50,13 +52,12 @@ class Keeper(Generic[R]):
         self.supervisor = supervisor
         self.journal: Journal[R] = Journal()
         self.settings: EngineSettings | None = None  # what the engine was last started with
-        self.num_replayed = 0
-        self.num_waiting = 0
+        self._handover = Handover(engine, self.journal)
+        self._room = WaitingRoom(model)
         self._on_step = on_step
         self._on_give_up = on_give_up
         self._before_load = before_load
         self._clock = clock
-        self._settled = asyncio.Event()  # ready, or given up
         self._death: Died | None = None  # heard, not answered yet
         self._recovery: asyncio.Task[None] | None = None
 
@@ -67,7 +68,15 @@ class Keeper(Generic[R]):
     @property
     def is_serving(self) -> bool:
         """Ready, and every request that was in flight is with the engine again."""
-        return self._settled.is_set() and self.state is State.READY
+        return self._room.is_open and self.state is State.READY
+
+    @property
+    def num_replayed(self) -> int:
+        return self._handover.num_replayed
+
+    @property
+    def num_waiting(self) -> int:
+        return self._room.num_waiting
 
     async def start(self) -> None:
         """Load, going down the ladder where memory asks for it. Raises `LadderExhausted`."""
@@ -80,29 +89,7 @@ class Keeper(Generic[R]):
 
     async def admission(self, *, wait_s: float, max_waiting: int) -> None:
         """Return when the engine can take a request; raise `Busy` when that takes too long."""
-        if self._settled.is_set():
-            if self.state is State.FAILED:
-                raise Busy(f"the engine of {self.model} is gone for good", retry_after_s=30)
-            return
-        if self.num_waiting >= max_waiting:
-            raise Busy(
-                f"the engine of {self.model} is restarting and {self.num_waiting} requests "
-                f"already wait for it (recovery.max_waiting)",
-                retry_after_s=max(1, round(wait_s)),
-            )
-        self.num_waiting += 1
-        try:
-            await asyncio.wait_for(self._settled.wait(), wait_s)
-        except TimeoutError:
-            raise Busy(
-                f"the engine of {self.model} did not come back within {wait_s:.0f} s "
-                f"(recovery.wait_s)",
-                retry_after_s=max(1, round(wait_s)),
-            ) from None
-        finally:
-            self.num_waiting -= 1
-        if self.state is State.FAILED:
-            raise Busy(f"the engine of {self.model} is gone for good", retry_after_s=30)
+        await self._room.enter(wait_s=wait_s, max_waiting=max_waiting)
 
     async def generate(self, request_id: str, request: R, *, total_tokens: int) -> None:
         """Take a request on; from here on it ends by finishing, by `abort`, or by giving up."""
@@ -146,7 +133,7 @@ class Keeper(Generic[R]):
         """Begin the recovery, once for each life, however many streams notice its end."""
         if generation != self.supervisor.generation or self._death is not None:
             return
-        self._settled.clear()
+        self._room.close()
         log.warning(
             "engine_died", model=self.model, generation=generation, cause=death.cause.value,
             phase=death.phase, message=death.message, in_flight=len(self.journal),
@@ -207,15 +194,9 @@ class Keeper(Generic[R]):
         return self.supervisor.on_event(Started(generation=generation, at_s=self._clock()))
 
     async def _replay(self, generation: int) -> None:
-        """Hand over everything in the journal, then let new requests straight through."""
-        while (entry := self.journal.hand_over(generation)) is not None:
-            self.num_replayed += entry.replays > 0
-            try:
-                await self.engine.generate(entry.request, tuple(entry.emitted))
-            except EngineDied:
-                return  # its listener says of what
-        if self._death is None:
-            self._settled.set()
+        """Everything in the journal first, then new requests straight through."""
+        if await self._handover.replay(generation) and self._death is None:
+            self._room.open()
 
     def _take_death(self) -> tuple[Effect, ...]:
         death, self._death = self._death, None
@@ -225,7 +206,7 @@ class Keeper(Generic[R]):
         error = self._exhausted()
         log.error("engine_given_up", model=self.model, error=str(error))
         self.journal.clear()
-        self._settled.set()
+        self._room.close_for_good()
         self._on_give_up(error)
 
     def _died(self, generation: int, death: Death) -> Died:
