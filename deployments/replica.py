@@ -5,10 +5,8 @@ from typing import Any
 import ray
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from ray import serve
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from deployments.config import ModelConfig
@@ -16,6 +14,7 @@ from deployments.errors import Fatal, Invalid
 from deployments.inference_stream import InferenceStream
 from deployments.limits import Admission, ApiKeys, BodyLimit, JsonGuard, ResponseTime, load_api_keys
 from deployments.measurements import Measurements
+from deployments.pages import Pages
 from deployments.serving import Serving, start_serving
 from deployments.status import ReplicaCollector, report
 from deployments.supervisor import State
@@ -56,14 +55,10 @@ class Replica:
         if config.engine == "vllm":  # our own OpenAI layer waits for the engine by itself
             inner = Admission(inner, admission)
         api = InferenceStream(inner, model=config.name)
-        own = Starlette(
-            routes=[
-                Route("/health", self._health_page),
-                Route("/status", self._status_page),
-                *([] if config.engine == "vllm" else [Route("/metrics", self._metrics_page)]),
-                Mount("/", JsonGuard(api)),
-            ]
-        )
+        pages = {"/health": self._health_page, "/status": self._status_page}
+        if config.engine != "vllm":  # which has metrics of its own, ours among them
+            pages["/metrics"] = self._metrics_page
+        own = Pages(JsonGuard(api), pages)
         guarded = ApiKeys(own, self._keys)
         return ResponseTime(BodyLimit(guarded, max_body_bytes=config.limits.max_body_bytes))
 
