@@ -4,11 +4,12 @@ Prints what they would be; nobody's file is changed. Forms are read from vLLM's 
 factors are fitted.
 """
 
+import math
 from collections.abc import Sequence
 
 from benchmarks.estimator_loads import Load, device
 from vram import overhead
-from vram.activations import forward_bytes
+from vram.allocator import batch_blocks_bytes
 from vram.units import GIB, MIB
 
 # The device's use may be 2 % above the measurement and 1 % below: the middle is aimed at.
@@ -21,9 +22,10 @@ def print_fit(loads: list[Load]) -> None:
     graphs, mean = fit_graphs(loads)
     print("cuda_graphs: base MiB, MiB per query row at a full batch")
     print("   ", [round(factor, 4) for factor in graphs], f"mean error {mean:.3f} GiB")
-    slack, mean = fit_slack(loads)
-    print("allocator_slack: base GiB, per byte of a forward pass, per byte of 16-bit logits")
-    print("   ", [round(factor, 3) for factor in slack], f"mean error {mean:.2%}")
+    kept, mean = fit_kept_blocks(loads)
+    print("allocator_slack: base GiB")
+    print("   ", [round(factor, 3) for factor in kept], f"mean error {mean:.2%}")
+    print("    each load left out in turn:", f"{left_out(loads):.2%} root of mean squares")
 
 
 def fit_graphs(loads: list[Load]) -> tuple[list[float], float]:
@@ -39,23 +41,40 @@ def fit_graphs(loads: list[Load]) -> tuple[list[float], float]:
     return factors, _mean(rows, wanted, factors) * MIB / GIB
 
 
-def fit_slack(loads: list[Load]) -> tuple[list[float], float]:
+def fit_kept_blocks(loads: list[Load]) -> tuple[list[float], float]:
     """What the device held beyond everything else that is estimated."""
+    rows, wanted = kept_blocks_equations(loads)
+    factors = least_squares(rows, wanted)
+    return factors, _mean(rows, wanted, factors)
+
+
+def left_out(loads: list[Load]) -> float:
+    """The error on each load with the constants that the others give."""
+    rows, wanted = kept_blocks_equations(loads)
+    squares = []
+    for index in range(len(rows)):
+        others = [*rows[:index], *rows[index + 1 :]], [*wanted[:index], *wanted[index + 1 :]]
+        factors = least_squares(*others)
+        squares.append(_mean([rows[index]], [wanted[index]], factors) ** 2)
+    return math.sqrt(sum(squares) / len(squares))
+
+
+def kept_blocks_equations(loads: list[Load]) -> tuple[list[list[float]], list[float]]:
+    """Of each load: the base's share of the device, and what it should be."""
     rows, wanted = [], []
     for load in loads:
         found = load.estimated(device())
-        known_bytes = found.device_use_under_load_bytes - found.item("allocator_slack").bytes
+        known_bytes = (
+            found.device_use_under_load_bytes
+            - found.item("allocator_slack").bytes
+            - found.item("peak_activation").bytes
+            + batch_blocks_bytes(load.shape, load.settings, device(), "vllm")
+        )
         measured_gib = load.measured["device"]
-        features = [
-            1.0,
-            forward_bytes(load.shape, load.settings) / GIB,
-            load.settings.max_num_seqs * load.shape.vocab_size * 2 / GIB,
-        ]
         # The limit is relative, so a small budget weighs as much as a whole card.
-        rows.append([feature / measured_gib for feature in features])
+        rows.append([1 / measured_gib])
         wanted.append(1 + AIM - known_bytes / GIB / measured_gib)
-    factors = least_squares(rows, wanted)
-    return factors, _mean(rows, wanted, factors)
+    return rows, wanted
 
 
 def least_squares(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> list[float]:

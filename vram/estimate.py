@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from vram import overhead
-from vram.activations import forward_bytes, peak_activation
+from vram.activations import peak_activation
+from vram.allocator import kept_blocks
+from vram.attention import split_accumulators
 from vram.errors import Invalid
 from vram.gpu import Device
 from vram.kv_cache import CacheLayout, cache_layout
@@ -38,6 +40,7 @@ class Estimate:
     engine: str
     items: tuple[Item, ...]  # what the engine counts, or should
     outside: tuple[Item, ...]  # what the device holds besides, once requests have run
+    at_peak: tuple[Item, ...]  # what the hardest batch takes on top, and the engine then keeps
     budget_bytes: int  # the share of the card that the settings hand to the engine
     total_bytes: int
     device_use_under_load_bytes: int
@@ -62,8 +65,14 @@ class Estimate:
         outside = self.device_use_under_load_bytes - self.total_bytes
         return self.fixed_bytes + self.sequence_bytes + outside
 
+    @property
+    def device_use_at_peak_bytes(self) -> int:
+        """What the device holds once the hardest batch has run: the most that its tenants see."""
+        return self.device_use_under_load_bytes + sum(item.bytes for item in self.at_peak)
+
     def item(self, name: str) -> Item:
-        return next(item for item in (*self.items, *self.outside) if item.name == name)
+        named = (*self.items, *self.outside, *self.at_peak)
+        return next(item for item in named if item.name == name)
 
 
 def estimate(
@@ -85,14 +94,17 @@ def estimate(
     sequence_bytes = layout.sequence_bytes(settings.max_model_len)
     cache = _cache(settings, engine, layout, sequence_bytes, cache_left_bytes)
     total_bytes = fixed_bytes + cache.size_bytes
-    outside = overhead.outside_budget(
-        shape, settings, device, engine, forward_bytes(shape, settings)
-    )
+    outside = overhead.outside_budget(shape, settings, device, engine)
+    if device.kind == "cuda":
+        peak_bytes = fixed["peak_activation"].size_bytes
+        outside["allocator_slack"] = kept_blocks(shape, settings, device, engine, peak_bytes)
+    accumulators = split_accumulators(shape, settings, device, engine)
     under_load_bytes = total_bytes + sum(part.size_bytes for part in outside.values())
     return Estimate(
         engine=engine,
         items=_items({"weights": fixed.pop("weights"), "kv_cache": cache} | fixed),
         outside=_items(outside),
+        at_peak=_items({"split_accumulators": accumulators}),
         budget_bytes=budget_bytes,
         total_bytes=total_bytes,
         device_use_under_load_bytes=under_load_bytes,

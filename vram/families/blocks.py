@@ -68,6 +68,7 @@ def attention(
         num_heads=num_kv_heads,
         key_size=head_dim,
         value_size=value_dim,
+        query_heads=num_heads,
         window_tokens=window_tokens,
     )
     return Layer(

@@ -68,7 +68,7 @@ def latent_attention(
     output_bias = (vector(f"{prefix}o_bias", whole(hidden_size)),) if bias else ()
     return Layer(
         tensors=(*queries, norm, *rest.tensors, *output_bias, absorbed),
-        caches=(Latent(size=cached),),
+        caches=(Latent(size=cached, value_size=latent_rank, query_heads=num_heads),),
         divisors=(("attention heads", num_heads),),
         query_rows=query.size + value.size,
         unpacking=Unpacking(rows=up, beside=Width(split=(query,), whole=query_rank + cached)),
