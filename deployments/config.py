@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments.engines.registry import check_engine
-from deployments.engines.transformers import KNOWN_OPTIONS
+from deployments.engines.transformers import KNOWN_OPTIONS, PHASES
 from deployments.errors import UnknownOption
+from deployments.faults import Fault, Phase
 from vram.gpu import Device, cpu_device, device_named
 from vram.plan import Wishes
 from vram.settings import EngineSettings
@@ -21,6 +22,7 @@ RESERVED_NAMES = frozenset({"-", "api", "health", "metrics", "status", "v1"})
 BODY_BYTES = 8 * 2**20
 # Engines of ours run on one card and take these `engine_args`; vLLM knows its own when it starts.
 _OWN_ENGINES: dict[str, tuple[str, ...]] = {"transformers": KNOWN_OPTIONS, "fake": ()}
+_PHASES = {"transformers": PHASES}  # of a life; the others have them all
 _PLANNED = frozenset(field.name for field in dataclasses.fields(EngineSettings))
 
 
@@ -93,15 +95,6 @@ class LimitsConfig(_Strict):
     max_ongoing_requests: int = Field(1024, gt=0, description="per replica; more wait in Ray Serve")
 
 
-class FakeFault(_Strict):
-    """A death of the `fake` engine, for rehearsals."""
-
-    life: int = Field(ge=1)
-    phase: Literal["loading", "running"] = "running"
-    after_tokens: int = Field(1, ge=0)
-    cause: Literal["device_memory", "host_memory", "killed", "other"] = "device_memory"
-
-
 class ModelConfig(_Strict):
     """`args` of one application: a model, the card it is planned for, and how it is served."""
 
@@ -141,7 +134,7 @@ class ModelConfig(_Strict):
         None, description="one key a line; BALLAST_API_KEYS otherwise"
     )
     fault_injection: bool = False
-    faults: tuple[FakeFault, ...] = Field((), description="of the `fake` engine")
+    faults: tuple[Fault, ...] = Field((), description="deaths to rehearse, see docs/faults.md")
 
     @field_validator("name")
     @classmethod
@@ -158,8 +151,21 @@ class ModelConfig(_Strict):
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> "ModelConfig":
-        if self.faults and not (self.fault_injection and self.engine == "fake"):
-            raise ValueError("faults have no effect without engine: fake and fault_injection: true")
+        if self.faults and not self.fault_injection:
+            raise ValueError("faults have no effect without fault_injection: true")
+        phases = _PHASES.get(self.engine, tuple(Phase))
+        for fault in self.faults:
+            if fault.phase not in phases:
+                raise ValueError(
+                    f"faults: the engine {self.engine} has no phase {fault.phase.value}; it has "
+                    f"{', '.join(phases)}"
+                )
+            no_graphs = self.enforce_eager or self.device.kind == "cpu"
+            if fault.phase is Phase.GRAPH_CAPTURE and self.engine == "vllm" and no_graphs:
+                raise ValueError(
+                    "faults: no graphs are captured on a CPU or with enforce_eager: "
+                    "write phase: warm_up"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from deployments.cards import available_bytes, cards_of
 from deployments.config import ModelConfig
-from deployments.engines.fake import FakeEngine, Fault, Script
+from deployments.engines.fake import FakeEngine, Script
 from deployments.engines.protocol import Engine, LoadFailed, TokenRequest
 from deployments.engines.registry import check_installed
 from deployments.errors import UnknownOption
@@ -130,11 +130,7 @@ def _token_engine(
     if config.engine == "fake":
         if config.engine_args:
             raise UnknownOption("fake", next(iter(config.engine_args)), "it takes none")
-        faults = tuple(
-            Fault(life=f.life, phase=f.phase, after_tokens=f.after_tokens, cause=Cause(f.cause))
-            for f in config.faults
-        )
-        return FakeEngine(Script(faults=faults)), ByteTokenizer()
+        return FakeEngine(Script(faults=config.faults)), ByteTokenizer()
     from deployments.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(

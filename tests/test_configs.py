@@ -200,7 +200,27 @@ WRONG: dict[str, tuple[Callable[[Document], None], tuple[str, ...]]] = {
     ),
     "faults without effect": (
         set_args(1, faults=[{"life": 1}]),
-        ("applications.1.args", "faults have no effect"),
+        ("applications.1.args", "faults have no effect", "fault_injection: true"),
+    ),
+    "fault in a phase that the engine lacks": (
+        set_args(2, fault_injection=True, faults=[{"phase": "profiling"}]),
+        ("applications.2.args", "profiling", "load_model"),
+    ),
+    "fault in a capture of graphs that there is not": (
+        set_args(1, fault_injection=True, faults=[{"phase": "graph_capture"}]),
+        ("applications.1.args", "warm_up"),
+    ),
+    "fault after tokens before there are any": (
+        set_args(1, fault_injection=True, faults=[{"phase": "load_model", "after_tokens": 3}]),
+        ("applications.1.args.faults", "after_tokens has no effect"),
+    ),
+    "fault that kills by an exception": (
+        set_args(1, fault_injection=True, faults=[{"cause": "killed", "by": "exception"}]),
+        ("applications.1.args.faults", "by: sigkill"),
+    ),
+    "fault with a cause that has no effect": (
+        set_args(1, fault_injection=True, faults=[{"cause": "host_memory", "by": "sigstop"}]),
+        ("applications.1.args.faults", "cause has no effect with by: sigstop"),
     ),
     "bundles by hand": (
         set_application(1, "deployments", BY_HAND),

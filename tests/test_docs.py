@@ -9,19 +9,19 @@ from pydantic import BaseModel
 
 from deployments.config import (
     DeviceConfig,
-    FakeFault,
     GatewayConfig,
     LimitsConfig,
     ModelConfig,
     RecoveryConfig,
 )
 from deployments.engines.registry import ENGINES
+from deployments.faults import Fault, Phase
 from deployments.supervisor import State
 from vram.ladder import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").rglob("*.md")])
-CONFIGS = (ModelConfig, GatewayConfig, RecoveryConfig, LimitsConfig, DeviceConfig, FakeFault)
+CONFIGS = (ModelConfig, GatewayConfig, RecoveryConfig, LimitsConfig, DeviceConfig)
 # Hosts of package indices: pip decides where packages come from, no page does.
 REGISTRIES = re.compile(
     r"pypi\.org|pythonhosted|download\.pytorch\.org|artifactory|/simple\b", re.I
@@ -41,6 +41,11 @@ def test_every_field_of_a_config_is_in_the_reference(
     operation: str, config: type[BaseModel]
 ) -> None:
     assert [name for name in config.model_fields if f"`{name}`" not in operation] == []
+
+
+def test_every_field_and_phase_of_a_fault_is_in_its_page() -> None:
+    page = (ROOT / "docs/faults.md").read_text()
+    assert [name for name in (*Fault.model_fields, *Phase) if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("config", [RecoveryConfig, LimitsConfig, DeviceConfig])

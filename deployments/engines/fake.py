@@ -7,7 +7,6 @@ what it answers depends on nothing but the prompt, so a replayed answer can be c
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from deployments.engines.protocol import (
     Listener,
@@ -18,22 +17,12 @@ from deployments.engines.protocol import (
     TokenStep,
 )
 from deployments.errors import EngineDied
-from deployments.oom import Cause, Death
+from deployments.faults import LOADING, Fault, InBatch, Rehearsal, death_of
+from deployments.oom import Death
 from vram.settings import EngineSettings
 
 VOCAB_TOKENS = 256  # a token is a byte; the printable ones are given out
 _FIRST, _LAST = 97, 122  # a-z
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """Die in life `life` (1 is the first), while loading or after `after_tokens` tokens in all."""
-
-    life: int
-    cause: Cause = Cause.DEVICE_MEMORY
-    phase: Literal["loading", "running"] = "running"
-    after_tokens: int = 1
-    message: str = "CUDA out of memory. Tried to allocate 2.00 GiB (scripted)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +46,7 @@ def next_token(tokens: Sequence[int]) -> int:
 class _Sequence:
     request: TokenRequest
     output: list[int] = field(default_factory=list)
+    is_replayed: bool = False
 
 
 class FakeEngine:
@@ -76,16 +66,24 @@ class FakeEngine:
     async def start(self, settings: EngineSettings, listener: Listener) -> None:
         self.lives.append(settings)
         await asyncio.sleep(self.script.load_s)
-        fault = self._fault("loading")
-        if fault is not None:
-            raise LoadFailed(Death(cause=fault.cause, phase="loading", message=fault.message))
+        rehearsal = Rehearsal(self.script.faults, len(self.lives))
+        for phase in LOADING:
+            fault = rehearsal.entered(phase)
+            if fault is not None:
+                death = death_of(fault)
+                if death is None:
+                    await asyncio.Event().wait()  # stopped: until somebody cancels it
+                else:
+                    raise LoadFailed(death)
         self._listener = listener
-        self._loop_task = asyncio.create_task(self._run(listener))
+        self._loop_task = asyncio.create_task(self._run(listener, rehearsal))
 
     async def generate(self, request: TokenRequest, emitted: Sequence[int]) -> None:
         if self._listener is None:
             raise EngineDied("the fake engine is not running")
-        self._running[request.request_id] = _Sequence(request=request, output=list(emitted))
+        self._running[request.request_id] = _Sequence(
+            request=request, output=list(emitted), is_replayed=bool(emitted)
+        )
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
@@ -111,18 +109,19 @@ class FakeEngine:
         if listener is not None:
             listener.died(death)
 
-    async def _run(self, listener: Listener) -> None:
-        fault = self._fault("running")
-        num_tokens = 0
+    async def _run(self, listener: Listener, rehearsal: Rehearsal) -> None:
         while True:
             await asyncio.sleep(self.script.step_s)
             if not self._running:
                 continue
-            if fault is not None and num_tokens >= fault.after_tokens:
-                self.die(Death(cause=fault.cause, phase="running", message=fault.message))
-                return
+            fault = rehearsal.stepping([_in_batch(s) for s in self._running.values()])
+            if fault is not None:
+                death = death_of(fault, tuple(self._running))
+                if death is not None:
+                    self.die(death)
+                return  # a stopped one says nothing any more
             deltas = tuple(self._advance(sequence) for sequence in self._running.values())
-            num_tokens += len(deltas)
+            rehearsal.generated(len(deltas))
             for delta in deltas:
                 if delta.finished:
                     del self._running[delta.request_id]
@@ -138,6 +137,7 @@ class FakeEngine:
             finish_reason="length" if full else None,
         )
 
-    def _fault(self, phase: str) -> Fault | None:
-        life = len(self.lives)
-        return next((f for f in self.script.faults if f.life == life and f.phase == phase), None)
+
+def _in_batch(sequence: _Sequence) -> InBatch:
+    prompt = bytes(sequence.request.prompt_token_ids).decode(errors="replace")
+    return InBatch(prompt=prompt, is_replayed=sequence.is_replayed)

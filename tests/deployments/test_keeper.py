@@ -4,9 +4,10 @@ from collections.abc import Callable
 import pytest
 from samples import KILLED, OUT_OF_MEMORY
 
-from deployments.engines.fake import FakeEngine, Fault, Script, next_token
+from deployments.engines.fake import FakeEngine, Script, next_token
 from deployments.engines.protocol import Sampling, Step, TokenRequest
 from deployments.errors import Busy, LadderExhausted
+from deployments.faults import Fault
 from deployments.keeper import Keeper
 from deployments.oom import Cause
 from deployments.supervisor import RestartLimit, State, Supervisor, fixed
@@ -77,7 +78,7 @@ async def generate(keeper: Keeper[TokenRequest], name: str, max_tokens: int = 20
     await keeper.generate(name, request(name, max_tokens), total_tokens=total)
 
 
-@pytest.mark.parametrize("cause", list(Cause))
+@pytest.mark.parametrize("cause", [Cause.DEVICE_MEMORY, Cause.HOST_MEMORY, Cause.KILLED])
 async def test_each_client_gets_every_token_once_when_the_engine_dies(
     ladder: Ladder, clients: Clients, cause: Cause
 ) -> None:
@@ -100,7 +101,7 @@ async def test_deaths_in_a_row_also_while_replaying_lose_nothing(
     faults = (
         Fault(life=1, after_tokens=7),
         Fault(life=2, cause=Cause.KILLED, after_tokens=0),
-        Fault(life=3, phase="loading"),
+        Fault(life=3, phase="load_model"),
     )
     keeper = make_keeper(ladder, clients, Script(faults=faults))
     await keeper.start()
@@ -117,7 +118,7 @@ async def test_deaths_in_a_row_also_while_replaying_lose_nothing(
 async def test_the_first_load_goes_down_the_ladder_until_it_fits(
     ladder: Ladder, clients: Clients
 ) -> None:
-    faults = tuple(Fault(life=life, phase="loading") for life in (1, 2))
+    faults = tuple(Fault(life=life, phase="load_model") for life in (1, 2))
     keeper = make_keeper(ladder, clients, Script(faults=faults))
     await keeper.start()
     engine = keeper.engine
@@ -129,7 +130,7 @@ async def test_the_first_load_goes_down_the_ladder_until_it_fits(
 async def test_a_ladder_without_a_rung_that_fits_tells_the_whole_history(
     ladder: Ladder, clients: Clients
 ) -> None:
-    faults = tuple(Fault(life=life, phase="loading") for life in (1, 2, 3))
+    faults = tuple(Fault(life=life, phase="load_model") for life in (1, 2, 3))
     keeper = make_keeper(ladder, clients, Script(faults=faults))
     with pytest.raises(LadderExhausted) as caught:
         await keeper.start()

@@ -12,8 +12,9 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from deployments.engines.fake import FakeEngine, Fault, Script, next_token
+from deployments.engines.fake import FakeEngine, Script, next_token
 from deployments.engines.protocol import Listener, Sampling, TokenRequest
+from deployments.faults import Fault
 from deployments.keeper import Keeper
 from deployments.openai.app import build_openai_app
 from deployments.openai.tokenizers import ByteTokenizer, Tokenizer

@@ -18,19 +18,18 @@ from test_openai_harness import (
     until,
 )
 
-from deployments.engines.fake import Fault, Script
+from deployments.engines.fake import Script
+from deployments.faults import Fault
 from deployments.oom import Cause
 
 CHAT_PROMPT = "user: hi\nassistant: "
 HI = [{"role": "user", "content": "hi"}]
 LONG = {"prompt": "hello", "max_tokens": 2000, "stream": True}
 SLOW = Script(step_s=0.002)
+NEVER_AGAIN = tuple(Fault(life=life, phase="load_model") for life in (2, 3))
 DIES_FOR_GOOD = Script(
     step_s=0.001,
-    faults=tuple(
-        Fault(life=life, phase="running" if life == 1 else "loading", after_tokens=5)
-        for life in (1, 2, 3)
-    ),
+    faults=(Fault(life=1, after_tokens=5), *NEVER_AGAIN),
 )
 
 
@@ -206,10 +205,7 @@ async def test_the_openai_client_raises_at_the_error_event(ladder: Ladder) -> No
 async def test_giving_up_before_the_first_token_is_a_503(ladder: Ladder) -> None:
     script = Script(
         step_s=0.01,
-        faults=tuple(
-            Fault(life=life, phase="running" if life == 1 else "loading", after_tokens=0)
-            for life in (1, 2, 3)
-        ),
+        faults=(Fault(life=1), *NEVER_AGAIN),
     )
     for stream in (True, False):
         async with serving(ladder, script) as served, served.client() as client:
@@ -249,7 +245,7 @@ async def test_a_bad_request_need_not_wait_for_the_engine(ladder: Ladder) -> Non
 
 
 async def test_a_request_is_checked_against_the_context_it_will_find(ladder: Ladder) -> None:
-    engine = GatedEngine(Fault(life=2, phase="loading"))
+    engine = GatedEngine(Fault(life=2, phase="load_model"))
     async with serving(ladder, engine=engine) as served, served.client() as client:
         first = asyncio.create_task(client.post("/v1/completions", json={"prompt": "hello"}))
         await until(lambda: len(served.keeper.journal) == 1 and not served.keeper.is_serving)

@@ -4,16 +4,18 @@ from contextlib import aclosing
 import pytest
 from test_openai_harness import FAST, GatedEngine, Ladder, answer_of, serving, token_request, until
 
-from deployments.engines.fake import Fault, Script
+from deployments.engines.fake import Script
 from deployments.engines.protocol import TokenDelta
 from deployments.errors import LadderExhausted
+from deployments.faults import Fault
 from deployments.oom import Cause
 
 DIES_FOR_GOOD = Script(
     step_s=0,
-    faults=tuple(
-        Fault(life=life, phase="running" if life == 1 else "loading", after_tokens=5)
-        for life in (1, 2, 3)
+    faults=(
+        Fault(life=1, after_tokens=5),
+        Fault(life=2, phase="load_model"),
+        Fault(life=3, phase="load_model"),
     ),
 )
 
