@@ -2,14 +2,15 @@
 
 An engine whose parent died keeps its memory for ever (129 GiB of an H200, twelve failed loads), and
 is no longer anybody's child. So each life carries a mark in its environment, which every process
-that it starts inherits, and the reaper looks for the mark.
+that it starts inherits, and the reaper looks for the mark. A second mark names the process that
+the life belongs to: `orphans` looks whether that one still lives.
 """
 
 import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 
 MARK = "BALLAST_LIFE"
+OWNER = "BALLAST_OWNER"
 
 
 @contextmanager
@@ -25,40 +27,67 @@ def marked(life: str) -> Iterator[None]:
     # multiprocessing's tracker is shared by all lives: start it before there is a mark to inherit.
     resource_tracker.ensure_running()
     os.environ[MARK] = life
+    os.environ[OWNER] = identity(os.getpid())
     try:
         yield
     finally:
-        del os.environ[MARK]
+        del os.environ[MARK], os.environ[OWNER]
+
+
+def identity(process_id: int) -> str:
+    """A process as one can find it again: its number alone may be another's by then.
+
+    "PID-START", the start in clock ticks since boot. Empty for a process that has ended.
+    """
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    state, start_ticks = fields[0], fields[19]  # 3rd and 22nd of proc(5)
+    return "" if state in "ZX" else f"{process_id}-{start_ticks}"
+
+
+def marks_of(process_id: int) -> dict[str, str]:
+    """Both marks that a process was started with; empty if it has none, ended or is not ours."""
+    try:
+        variables = Path(f"/proc/{process_id}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return {}
+    pairs = (variable.decode(errors="replace").partition("=") for variable in variables)
+    return {name: value for name, _, value in pairs if name in (MARK, OWNER)}
 
 
 def find(life: str) -> list[psutil.Process]:
     """Living processes with this mark, also those whose parent is gone."""
-    wanted = f"{MARK}={life}".encode()
-    found = []
-    for process in psutil.process_iter():
-        try:
-            marks = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it ended meanwhile, or is not ours to read
-        if wanted in marks and process.pid != os.getpid():
-            found.append(process)
-    return found
+    return [
+        process
+        for process in psutil.process_iter()
+        if marks_of(process.pid).get(MARK) == life and process.pid != os.getpid()
+    ]
 
 
 async def reap(life: str, *, timeout_s: float = 30.0) -> tuple[int, ...]:
     """Kill every process of this life and wait until they are gone; returns the killed ids."""
+    return await kill_all(lambda: find(life), f"of {life}", timeout_s=timeout_s)
+
+
+async def kill_all(
+    look: Callable[[], list[psutil.Process]], whose: str, *, timeout_s: float = 30.0
+) -> tuple[int, ...]:
+    """Kill what `look` finds until it finds nothing more; returns the killed ids."""
     killed: set[int] = set()
     deadline_s = time.monotonic() + timeout_s
     while True:
-        living = [p for p in find(life) if not _is_zombie(p)]
+        living = [p for p in look() if not _is_zombie(p)]
         if not living:
             return tuple(sorted(killed))
         if time.monotonic() > deadline_s:
             stuck = ", ".join(str(p.pid) for p in living)
-            raise TimeoutError(f"processes {stuck} of {life} did not end in {timeout_s:.0f} s")
+            raise TimeoutError(f"processes {stuck} {whose} did not end in {timeout_s:.0f} s")
         for process in living:
             try:
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)  # a stopped process ends of it, too
                 killed.add(process.pid)
             except psutil.NoSuchProcess:
                 continue

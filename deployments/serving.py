@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 from starlette.types import ASGIApp
 
+from deployments import orphans
 from deployments.cards import available_bytes, cards_of
 from deployments.config import ModelConfig
 from deployments.engines.fake import FakeEngine, Script
@@ -39,6 +40,7 @@ class Serving:
 async def start_serving(config: ModelConfig, plan: Plan, *, placement_group: Any) -> Serving:
     """Load the model and return when it serves. Raises `LadderExhausted`, `EngineMissing`."""
     check_installed(config.engine)
+    await orphans.reap()  # they hold the memory that this load needs
     if config.engine == "vllm":
         return await _start_vllm(config, plan, placement_group)
     return await _start_tokens(config, plan, placement_group)

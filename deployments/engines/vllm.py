@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from deployments import processes
+from deployments import orphans, processes
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
 from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
 from deployments.errors import EngineDied
@@ -42,7 +42,7 @@ class VLLMEngine:
         self._core: Any = None  # vllm.v1.engine.core_client.AsyncMPClient
         self._reader: asyncio.Task[None] | None = None
         self._segments: frozenset[Path] = frozenset()
-        self._folder = tempfile.TemporaryDirectory(prefix="ballast-vllm-")
+        self._folder = tempfile.TemporaryDirectory(prefix=orphans.folder_prefix())
         self.config: VllmConfig | None = None  # the one that the front was made with
 
     @property
