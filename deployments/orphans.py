@@ -17,6 +17,7 @@ import psutil
 import structlog
 
 from deployments import processes
+from deployments.engines import leftovers
 from vram.units import gib
 
 FOLDER = "ballast-engine-"  # of a life's files: "ballast-engine-PID-START-…"
@@ -69,6 +70,8 @@ async def reap() -> tuple[Orphan, ...]:
     for segment in segments:
         segment.unlink(missing_ok=True)
     for folder in abandoned_folders(Path(tempfile.gettempdir())):
+        for life in folder.iterdir():
+            leftovers.remove(life, is_ours=False)
         shutil.rmtree(folder, ignore_errors=True)
     return orphans
 

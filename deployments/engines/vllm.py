@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from deployments import orphans, processes
+from deployments.engines import leftovers
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
 from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
 from deployments.errors import EngineDied
@@ -98,11 +99,16 @@ class VLLMEngine:
         for segment in self._segments:
             segment.unlink(missing_ok=True)
         self._segments = frozenset()
-        self._black_box.unlink(missing_ok=True)
+        if self._life:
+            leftovers.remove(self._life_folder)
+
+    @property
+    def _life_folder(self) -> Path:
+        return Path(self._folder.name) / self._life[:8]
 
     @property
     def _black_box(self) -> Path:
-        return Path(self._folder.name) / f"{self._life}.jsonl"
+        return self._life_folder / "black_box.jsonl"
 
     def _spawn(self, settings: EngineSettings) -> tuple["VllmConfig", Any]:
         from vllm.v1.engine.core_client import EngineCoreClient
@@ -110,7 +116,7 @@ class VLLMEngine:
 
         config = self._make_config(settings)
         os.environ[BLACK_BOX] = str(self._black_box)
-        with processes.marked(self._life):
+        with processes.marked(self._life), leftovers.kept_in(self._life_folder):
             core = EngineCoreClient.make_async_mp_client(
                 vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
             )

@@ -13,6 +13,8 @@ import time
 import traceback
 from typing import Any
 
+from deployments.engines.leftovers import note_names
+
 BLACK_BOX = "BALLAST_BLACK_BOX"  # the file that dying processes write to
 EMITTED = "ballast_emitted"  # in `extra_args`: how many tokens at the prompt's end are output
 PROMPT = "ballast_prompt"  # in `extra_args`: how many tokens the client's own prompt has
@@ -33,6 +35,7 @@ def register() -> None:
     logger = logging.getLogger("vllm")
     if not any(isinstance(handler, BlackBox) for handler in logger.handlers):
         logger.addHandler(BlackBox(black_box))
+        note_names()
         _resume_requests()
         if os.environ.get(SHARE_CORES) == "1":
             _spin_less()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,21 +15,32 @@ from deployments import orphans, processes
 from deployments.orphans import is_orphan
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def started(env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A sleeping process that can be read: for a moment of its start it has no environment."""
+    process = subprocess.Popen(SLEEP, env=env)
+    deadline_s = time.monotonic() + 10
+    while not Path(f"/proc/{process.pid}/environ").read_bytes():
+        assert time.monotonic() < deadline_s
+    return process
+
+
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts a sleeping process with these marks."""
-    started: list[subprocess.Popen[bytes]] = []
+    running: list[subprocess.Popen[bytes]] = []
 
     def start(**marks: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(SLEEP, env={**os.environ, **marks})
-        started.append(process)
+        process = started({**os.environ, **marks})
+        running.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in running:
         process.kill()
         process.wait()
 
@@ -36,7 +48,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def dead_owner() -> str:
     """The identity of a process that has ended."""
-    owner = subprocess.Popen(SLEEP)
+    owner = started()
     identity = processes.identity(owner.pid)
     owner.kill()
     owner.wait()
@@ -61,7 +73,7 @@ def test_a_process_that_has_ended_but_was_not_waited_for_has_no_identity() -> No
 
 def test_an_engine_that_is_started_names_its_owner() -> None:
     with processes.marked("a-life"):
-        child = subprocess.Popen(SLEEP)
+        child = started()
     try:
         assert processes.marks_of(child.pid) == {
             processes.MARK: "a-life",
