@@ -1,5 +1,6 @@
 """The `ballast` command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.terminal import print_error
 from deployments.errors import BallastError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Serve language models on Ray.")
@@ -39,6 +41,45 @@ def check(config: Annotated[Path, typer.Argument(help="a file as in serve_config
     plan_all(read_serve_config(config), _say)
 
 
+@app.command()
+def estimate(
+    model: Annotated[str, typer.Argument(help="a local folder or a Hub name")],
+    gpus: Annotated[
+        str | None, typer.Option(help='as in "2x8xH200, 1x4xL40S", or "cpu:8GiB"')
+    ] = None,
+    engine: Annotated[str, typer.Option(help="vllm, transformers, …")] = "vllm",
+    pins: Annotated[
+        list[str] | None, typer.Option("--set", help="pin a setting: max_model_len=8192")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="for machines, per GPU and in bytes")
+    ] = False,
+    lang: Annotated[str | None, typer.Option(help="en or zh; the locale's otherwise")] = None,
+    by_name: Annotated[
+        bool, typer.Option("--by-name", help="approximate from the name alone, read nothing")
+    ] = False,
+) -> None:
+    """Say what a model needs per GPU, item by item. Exit code 0: it fits; 2: it does not."""
+    from cluster import estimate_command, estimate_report
+    from cluster.languages import language_of
+    from cluster.terminal import output, print_json
+
+    language = language_of(lang, os.environ)
+    if by_name:
+        approximation = estimate_command.by_name(model, pins or ())
+        if json:
+            print_json(estimate_report.approximation_json(approximation))
+        else:
+            output().print(estimate_report.approximation_line(approximation, language))
+        raise typer.Exit(2)  # an approximation never says that it fits
+    found = estimate_command.answers(model, gpus=gpus, engine=engine, pins=pins or ())
+    if json:
+        print_json(estimate_report.as_json(found, language))
+    else:
+        estimate_report.draw(output(), found, language)
+    raise typer.Exit(0 if found[0].fits else 2)
+
+
 @app.command("demo-model")
 def demo_model(folder: Annotated[Path, typer.Argument(help="where to write it")]) -> None:
     """Write the demo model: tiny, from a seed, no download."""
@@ -53,12 +94,16 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Errors of ours are one line; anything else is a bug and keeps its traceback."""
+    """Errors of the user are one line; anything else is a bug and keeps its traceback."""
     try:
-        app()
-    except BallastError as error:
-        console.print(f"[bold red]ballast[/bold red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(app(standalone_mode=False))
+    except (BallastError, typer.TyperException) as error:
+        said = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        if said:  # without a command the help has been shown
+            print_error(said)
         sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,59 @@ PHRASES: dict[str, Phrase] = {
     "does_not_fit": Phrase("It does not fit.", "无法运行。"),
     "settings": Phrase("settings", "参数"),
     "notes": Phrase("notes", "说明"),
+    # `ballast estimate`
+    "cache_line": Phrase(
+        "KV cache: {tokens} tokens, {sequences} sequences of {context}",
+        "KV 缓存：{tokens} tokens，即 {sequences} 个长度为 {context} 的序列",
+    ),
+    "asked": Phrase(
+        "{model} at {context} tokens on {where} needs {needed}; {available} are available. "
+        "At fault: {item}.",
+        "{model}（{context} tokens）在 {where} 上每张需要 {needed}，可用 {available}；"
+        "不足的项目：{item}。",
+    ),
+    "would_fit": Phrase("It fits {remedies}.", "{remedies}则可以运行。"),
+    "or": Phrase(", or ", "，或"),
+    "nothing_fits": Phrase(
+        "No setting makes it fit here; take a larger card or a smaller model.",
+        "没有任何参数能使其运行：请换更大的显卡或更小的模型。",
+    ),
+    "too_few_gpus": Phrase(
+        "{asked} GPUs are asked for and {available} of {card} are there: "
+        "lower tensor_parallel_size or pipeline_parallel_size, or give more with --gpus.",
+        "请求 {asked} 张 GPU，而 {card} 只有 {available} 张："
+        "请降低 tensor_parallel_size 或 pipeline_parallel_size，或用 --gpus 给出更多。",
+    ),
+    "other_fits": Phrase(
+        "{number} × {card}: it fits, {size} per GPU under load",
+        "{number} × {card}：可以运行，负载下每张 {size}",
+    ),
+    "other_does_not_fit": Phrase(
+        "{number} × {card}: it does not fit, {size} per GPU under load",
+        "{number} × {card}：无法运行，负载下每张 {size}",
+    ),
+    "by_name": Phrase(
+        "An approximation from the name alone: {parameters} billion parameters, {size} of weights "
+        "in {form}, off by up to 10 %. Whether it fits, only config.json can say.",
+        "仅按名称近似：{parameters} 十亿参数，{form} 权重 {size}，误差可达 10 %。"
+        "能否运行须由 config.json 判断。",
+    ),
+    # What would fit.
+    "remedy_kv_cache_memory_bytes": Phrase(
+        "with {value} bytes of KV cache", "KV 缓存设为 {value} 字节"
+    ),
+    "remedy_gpu_memory_utilization": Phrase(
+        "at gpu_memory_utilization {value}", "gpu_memory_utilization 设为 {value}"
+    ),
+    "remedy_max_model_len": Phrase("at {value} tokens", "max_model_len 设为 {value}"),
+    "remedy_max_num_batched_tokens": Phrase(
+        "with {value} batched tokens", "max_num_batched_tokens 设为 {value}"
+    ),
+    "remedy_max_num_seqs": Phrase("with {value} sequences at once", "max_num_seqs 设为 {value}"),
+    "remedy_memory": Phrase("in {value} GiB of RAM", "给予 {value} GiB 内存"),
+    "remedy_tensor_parallel_size": Phrase("on {gpus} GPUs", "使用 {gpus} 张 GPU"),
+    "remedy_quantization": Phrase("with {value} weights", "权重量化为 {value}"),
+    "remedy_and": Phrase(" and {setting} {value}", "且 {setting} 设为 {value}"),
     # Items of an estimate.
     "weights": Phrase("weights", "权重"),
     "kv_cache": Phrase("KV cache", "KV 缓存"),

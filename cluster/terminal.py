@@ -14,6 +14,8 @@ BAR_CELLS = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 # Where the output is no terminal, Rich takes 80 columns and folds; a file has room.
 WIDTH_OF_A_FILE = 120
+# The list of all known architectures is 2,000 characters; what somebody typed may be a megabyte.
+LONGEST_LINE = 4000
 
 errors = Console(stderr=True, highlight=False)
 
@@ -58,4 +60,5 @@ def print_error(text: str) -> None:
 
 def one_line(text: str) -> str:
     """Names come from files and command lines: no line break or control character of theirs."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…"
