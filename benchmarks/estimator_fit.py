@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 
 from benchmarks.estimator_loads import Load, device
-from vram import overhead
+from vram import graphs
 from vram.allocator import batch_blocks_bytes
+from vram.overhead import newer_runner
 from vram.units import GIB, MIB
 
 # The device's use may be 2 % above the measurement and 1 % below: the middle is aimed at.
@@ -20,7 +21,7 @@ def print_fit(loads: list[Load]) -> None:
     """The factors of CUDA graphs and of the allocator's slack."""
     print(f"{len(loads)} loads of the fit half")
     graphs, mean = fit_graphs(loads)
-    print("cuda_graphs: base MiB, MiB per query row at a full batch")
+    print("cuda_graphs: base MiB, copies of the outputs of splits in the newer runner")
     print("   ", [round(factor, 4) for factor in graphs], f"mean error {mean:.3f} GiB")
     kept, mean = fit_kept_blocks(loads)
     print("allocator_slack: base GiB")
@@ -32,10 +33,10 @@ def fit_graphs(loads: list[Load]) -> tuple[list[float], float]:
     """The pool's part, after the driver's part that grows with layers and captures."""
     rows, wanted = [], []
     for load in loads:
-        if load.settings.enforce_eager:
+        if load.settings.enforce_eager or not newer_runner(load.shape, device(), "vllm"):
             continue
-        driver_bytes = overhead.graph_driver_bytes(load.shape, load.settings)
-        rows.append([1.0, overhead.graph_pool_rows(load.shape, load.settings)])
+        driver_bytes = graphs.driver_bytes(load.shape, load.settings)
+        rows.append([1.0, graphs.split_outputs_bytes(load.shape, load.settings) / MIB])
         wanted.append((load.measured["cuda_graphs"] * GIB - driver_bytes) / MIB)
     factors = least_squares(rows, wanted)
     return factors, _mean(rows, wanted, factors) * MIB / GIB

@@ -8,6 +8,7 @@ from vram.allocator import kept_blocks
 from vram.attention import split_accumulators
 from vram.errors import Invalid
 from vram.gpu import Device
+from vram.graphs import counted_graph_bytes, cuda_graphs
 from vram.kv_cache import CacheLayout, cache_layout
 from vram.model import ModelShape
 from vram.overhead import Overhead
@@ -87,9 +88,14 @@ def estimate(
     fixed = _fixed(shape, settings, device, engine, draft)
     fixed_bytes = sum(part.size_bytes for part in fixed.values())
     budget_bytes = int(device.total_bytes * settings.gpu_memory_utilization)
-    cache_left_bytes = budget_bytes - fixed_bytes + fixed["communication"].size_bytes
-    if not graphs_in_budget(shape, device, engine):
-        cache_left_bytes += fixed["cuda_graphs"].size_bytes
+    graph_bytes = fixed["cuda_graphs"].size_bytes
+    counted_bytes = (
+        fixed_bytes
+        - fixed["communication"].size_bytes
+        - graph_bytes
+        + counted_graph_bytes(shape, device, engine, graph_bytes)
+    )
+    cache_left_bytes = budget_bytes - counted_bytes
     layout = cache_layout(shape, settings, device, engine, draft)
     sequence_bytes = layout.sequence_bytes(settings.max_model_len)
     cache = _cache(settings, engine, layout, sequence_bytes, cache_left_bytes)
@@ -150,14 +156,6 @@ def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: s
         named(settings.quantization)
 
 
-def graphs_in_budget(shape: ModelShape, device: Device, engine: str) -> bool:
-    """Whether the engine takes the graphs out of its budget before it sizes the cache.
-
-    vLLM 0.26 does with its older runner and does not with the newer (profile_cudagraph_memory).
-    """
-    return not overhead.newer_runner(shape, device, engine)
-
-
 def _fixed(
     shape: ModelShape,
     settings: EngineSettings,
@@ -169,7 +167,7 @@ def _fixed(
     fixed = {
         "weights": _weights(shape, settings, device),
         "peak_activation": peak_activation(shape, settings, device, engine),
-        "cuda_graphs": overhead.cuda_graphs(shape, settings, device, engine),
+        "cuda_graphs": cuda_graphs(shape, settings, device, engine),
         "non_torch": overhead.non_torch(settings, device, engine),
         "communication": overhead.communication(settings, device),
     }

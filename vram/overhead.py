@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vram.gpu import Device
 from vram.model import ModelShape
 from vram.settings import EngineSettings
-from vram.units import MIB, ceil_div, gib_to_bytes
+from vram.units import MIB, gib_to_bytes
 
 EVIDENCE = "H200, vLLM 0.26.0, benchmarks/results/memory_h200_*.jsonl"
 
@@ -23,15 +23,6 @@ INPUT_BYTES_PER_SEQUENCE = 18 * 1024
 ROUTED_WITH_NEWER_RUNNER = frozenset(
     {"DeepseekV2ForCausalLM", "GraniteMoeForCausalLM", "Qwen2MoeForCausalLM"}
 )
-
-# CUDA graphs: the driver's part grows with layers and captures, the pool with the widest attention
-# output of a full batch, fitted on the fit half. benchmarks/estimator_fit.py
-GRAPH_BYTES_PER_LAYER_AND_CAPTURE = int(0.197 * MIB)
-GRAPH_BYTES_PER_LAYER_LESS = int(0.7 * MIB)
-GRAPH_BASE_BYTES = 65 * MIB
-GRAPH_POOL_BYTES_PER_QUERY_ROW = int(0.132 * MIB)
-LARGEST_CAPTURE = 512
-LATENT_LAUNCHES = 1.8  # kernels of a layer with latent attention, for each of a plain one. EVIDENCE
 
 NON_TORCH_BYTES = 230 * MIB  # every load on one GPU: 0.22 to 0.24 GiB. EVIDENCE
 # With NCCL, most of that is taken before vLLM begins to count. Two GPUs, EVIDENCE
@@ -68,42 +59,6 @@ def newer_runner(shape: ModelShape, device: Device, engine: str) -> bool:
     if not on_cuda or not shape.generates or shape.has_state:
         return False
     return not shape.routed or shape.architecture in ROUTED_WITH_NEWER_RUNNER
-
-
-def cuda_graphs(
-    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
-) -> Overhead:
-    """What captured graphs take; nothing on the CPU, eager, or where none are made."""
-    if not compiles(settings, device, engine):
-        return Overhead(size_bytes=0, formula="none are captured", source="settings")
-    captures = num_captures(settings.max_num_seqs)
-    pool_bytes = int(GRAPH_POOL_BYTES_PER_QUERY_ROW * graph_pool_rows(shape, settings))
-    return Overhead(
-        size_bytes=GRAPH_BASE_BYTES + graph_driver_bytes(shape, settings) + pool_bytes,
-        formula=f"base + {shape.num_layers} layers x {captures} captures + query rows x batch",
-        source=EVIDENCE,
-    )
-
-
-def graph_driver_bytes(shape: ModelShape, settings: EngineSettings) -> int:
-    """The driver's part: so much for each kernel of each capture."""
-    captures = num_captures(settings.max_num_seqs)
-    per_layer = GRAPH_BYTES_PER_LAYER_AND_CAPTURE * captures - GRAPH_BYTES_PER_LAYER_LESS
-    launches = LATENT_LAUNCHES if shape.is_latent else 1.0
-    return int(max(per_layer, 0) * shape.num_layers * launches)
-
-
-def graph_pool_rows(shape: ModelShape, settings: EngineSettings) -> float:
-    """The widest attention output on one GPU, for the share of a full batch that is captured."""
-    rows = ceil_div(shape.query_rows or shape.hidden_size, settings.tensor_parallel_size)
-    return rows * min(settings.max_num_seqs, LARGEST_CAPTURE) / LARGEST_CAPTURE
-
-
-def num_captures(max_num_seqs: int) -> int:
-    """How many batch sizes vLLM captures (config/vllm.py::_set_cudagraph_sizes)."""
-    largest = min(2 * max_num_seqs, LARGEST_CAPTURE)
-    sizes = [size for size in (1, 2, 4) if size <= largest]
-    return len(sizes) + len(range(8, min(largest + 1, 256), 8)) + len(range(256, largest + 1, 16))
 
 
 def non_torch(settings: EngineSettings, device: Device, engine: str) -> Overhead:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from vram.errors import Invalid, UnknownDtype
 from vram.estimate import ENGINES, estimate
 from vram.gpu import cpu_device, device_named
+from vram.graphs import num_captures
 from vram.model import ModelShape
 from vram.settings import EngineSettings
 from vram.units import GIB
@@ -151,3 +152,33 @@ def test_more_context_and_more_batch_never_need_less(
     greater: EngineSettings = settings_with(**{setting: tokens + more})
     before, after = estimate(shape, less, H200), estimate(shape, greater, H200)
     assert before.needed_bytes <= after.needed_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "captures"),
+    # As vLLM says in its settings: the recorded loads, and batches that are no power of two.
+    [
+        ({}, 51),
+        ({"max_num_seqs": 64}, 19),
+        ({"max_num_seqs": 64, "max_num_batched_tokens": 100}, 16),
+        ({"max_num_seqs": 1}, 2),
+    ],
+)
+def test_batches_are_captured_up_to_twice_the_sequences(
+    changes: dict[str, int], captures: int, shape_of, settings_with
+) -> None:
+    assert num_captures(shape_of("qwen2.5-7b"), settings_with(**changes)) == captures
+
+
+def test_gpt_oss_is_captured_further(shape_of, settings_with) -> None:
+    assert num_captures(shape_of("gpt-oss-20b"), settings_with(max_num_seqs=256)) == 83
+
+
+def test_only_the_older_runner_counts_its_graphs(shape_of, settings_with) -> None:
+    for name, counted in (("qwen2.5-7b", 0.0), ("qwen3-30b-a3b", 0.82)):
+        shape, settings = shape_of(name), settings_with()
+        found = estimate(shape, settings, H200)
+        left_out = found.item("communication").bytes
+        graphs = found.item("cuda_graphs").bytes
+        expected = found.budget_bytes - (found.fixed_bytes - left_out - (1 - counted) * graphs)
+        assert found.cache_left_bytes == pytest.approx(expected, abs=2)
