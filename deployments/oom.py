@@ -1,22 +1,19 @@
-"""Which death was memory. Reads exceptions, exit codes and log lines; knows nothing of engines."""
+"""What an engine died of: exceptions, last words, exit codes and log lines made into one death."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from vram.shortage import Shortage
+from deployments.last_words import LastWord, Phase, described
+from deployments.oom_messages import Cause, Reading, is_consequence, read
+from vram.shortage import Shortage, ShortageKind
 
+__all__ = ["Cause", "Death", "classify", "death_from_exception", "death_from_exit", "death_of"]
 
-class Cause(StrEnum):
-    """What the engine died of, as far as the answer to it differs."""
-
-    DEVICE_MEMORY = "device_memory"  # step the settings down
-    HOST_MEMORY = "host_memory"  # the node's RAM: smaller engine settings do not help
-    SHARED_MEMORY = "shared_memory"  # /dev/shm is full
-    REFUSED = "refused"  # the engine does not offer these settings, such as an fp8 cache
-    KILLED = "killed"  # ended from outside, or by a signal
-    OTHER = "other"
+# vLLM 0.26 to 0.29 say so of a process that a signal ended: a worker's end in EngineCore's log,
+# EngineCore's in the error of its start.
+_ENDED_BY_SIGNAL = re.compile(r"(?:\(exit code: |Failed core proc\(s\): \{[^}]*?: )(-\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,80 +31,112 @@ class Death:
         return self.cause is Cause.DEVICE_MEMORY
 
     def __str__(self) -> str:
-        return f"{self.cause.value} while {self.phase}: {self.message}"
-
-
-# Source of each: the memory errors of vLLM 0.26-0.33, torch, CUDA, cuBLAS, NCCL and TensorRT-LLM.
-_DEVICE_MEMORY = re.compile(
-    r"CUDA out of memory"
-    r"|CUDA error: out of memory"
-    r"|Cuda failure 2 'out of memory'"
-    r"|CUDA Error: out of memory"
-    r"|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED"
-    r"|No available memory for the cache blocks"
-    r"|larger than the available KV cache memory"
-    r"|larger than the maximum number of tokens that can be stored in KV cache"
-    r"|not enough GPU memory available to serve even a single token"
-    r"|is less than desired (?:GPU|CPU) memory utilization"
-    r"|exceeds available Mamba cache blocks"
-    r"|Error in memory profiling"
-    r"|Executor creation failed due to insufficient GPU memory"
-    r"|DefaultCPUAllocator: can't allocate memory"
-    r"|DefaultCPUAllocator: not enough memory",
-    re.IGNORECASE,
-)
-# torch's class, not Ray's: `ray.exceptions.OutOfMemoryError` is the node's RAM.
-_TORCH_OUT_OF_MEMORY = re.compile(r"torch(?:\.cuda)?\.(?:\w+\.)?OutOfMemoryError")
-_HOST_MEMORY = re.compile(
-    r"ray\.exceptions\.OutOfMemoryError"
-    r"|killed due to the node running low on memory"
-    r"|Cannot allocate memory"
-    r"|No space left on device",
-    re.IGNORECASE,
-)
-# Shared memory of a Triton kernel and wild pointers are bugs, however much they talk of memory.
-_NOT_MEMORY = re.compile(
-    r"OutOfResources|illegal memory access|shared memory, Required", re.IGNORECASE
-)
+        kind = "" if self.shortage is None else f" ({self.shortage.kind.value})"
+        return f"{self.cause.value}{kind} while {self.phase}: {self.message}"
 
 
 def classify(text: str) -> Cause:
     """The cause that an error text, or a log of one, speaks of."""
-    if _NOT_MEMORY.search(text):
-        return Cause.OTHER
-    if _DEVICE_MEMORY.search(text) or _TORCH_OUT_OF_MEMORY.search(text):
-        return Cause.DEVICE_MEMORY
-    if _HOST_MEMORY.search(text):
-        return Cause.HOST_MEMORY
-    return Cause.OTHER
+    return read(text).cause
 
 
-def death_from_exception(error: BaseException, phase: str, root_cause: str = "") -> Death:
-    """Classify an exception by itself, by what it wraps, and by the root cause logged elsewhere."""
-    chain = [f"{type(e).__module__}.{type(e).__qualname__}: {e}" for e in _chain(error)]
-    text = "\n".join([root_cause, *chain])
-    return Death(cause=classify(text), phase=phase, message=_first_line(root_cause or chain[0]))
+def death_of(
+    phase: str,
+    *,
+    words: Iterable[LastWord] = (),
+    error: BaseException | None = None,
+    exit_codes: Sequence[int] = (),
+) -> Death:
+    """The first real cause, not the last noise: what a dying engine says is mostly of its own end.
+
+    What came out of a worker first counts alone. Without that: the first to name a cause among the
+    logged exceptions, the logged lines and the parent's own error. Next a signal, as vLLM has other
+    errors to tell after one: "Executor failed."
+    """
+    words = tuple(words)
+    told = [word for word in words if not is_consequence(word.text)]
+    parent = () if error is None else (LastWord(process_id=0, errors=described(error)),)
+    exceptions = [word for word in told if word.errors]
+    lines = [word for word in told if not word.errors]
+    witnesses = [word for word in told if word.is_fatal][:1] or [*exceptions, *lines, *parent]
+    for word in witnesses:
+        if _read(word).cause is not Cause.OTHER:
+            return _death_of_word(word, phase)
+    texts = [word.text for word in (*words, *parent)]
+    signals = [code for code in (*exit_codes, *_told_signals(texts)) if code < 0]
+    if signals:
+        return death_from_exit(signals[0], phase)
+    for word in ([word for word in told if word.is_fatal] or [*exceptions, *parent, *lines])[:1]:
+        return _death_of_word(word, phase)
+    return death_from_exit(exit_codes[0] if exit_codes else None, phase)
 
 
-def death_from_exit(exit_code: int | None, phase: str, root_cause: str = "") -> Death:
-    """Classify the end of a process: by its own last words, else by how it ended."""
-    if root_cause:
-        return Death(cause=classify(root_cause), phase=phase, message=_first_line(root_cause))
+def death_from_exception(
+    error: BaseException,
+    phase: str,
+    *,
+    during: Phase | None = None,
+    device_type: str = "",
+    requests: Sequence[str] = (),
+) -> Death:
+    """Classify an exception by itself and by what it wraps; `during` is the engine's phase."""
+    word = LastWord(
+        process_id=0,
+        errors=described(error),
+        phase=during,
+        device_type=device_type,
+        requests=tuple(requests),
+    )
+    return _death_of_word(word, phase)
+
+
+def death_from_exit(exit_code: int | None, phase: str) -> Death:
+    """Classify the end of a process that said nothing."""
+    if exit_code == -signal.SIGBUS:
+        message = f"ended by signal {signal.SIGBUS.value}: /dev/shm is probably full"
+        return Death(cause=Cause.SHARED_MEMORY, phase=phase, message=message)
     if exit_code is not None and exit_code < 0:
         return Death(cause=Cause.KILLED, phase=phase, message=f"ended by signal {-exit_code}")
     return Death(cause=Cause.OTHER, phase=phase, message=f"ended with exit code {exit_code}")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, then what it was raised from, then what it was raised during."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-        if not isinstance(error, BaseException):
-            return
+def _death_of_word(word: LastWord, phase: str) -> Death:
+    reading = _read(word)
+    return Death(
+        cause=reading.cause,
+        phase=phase,
+        message=_message(word, reading),
+        shortage=_completed(reading.shortage, word, phase),
+        requests=word.requests,
+    )
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:500] if text.strip() else "no message"
+def _message(word: LastWord, reading: Reading) -> str:
+    """The first line of the exception that says it, or of the outermost."""
+    texts = word.errors or (word.logged,)
+    said = (text for text in texts if _read(replace(word, errors=(text,))).cause is reading.cause)
+    text = next(said, texts[0]).strip()
+    return text.splitlines()[0][:500] if text else "no message"
+
+
+def _read(word: LastWord) -> Reading:
+    return read(word.text, word.phase, word.device_type)
+
+
+def _completed(shortage: Shortage | None, word: LastWord, phase: str) -> Shortage | None:
+    """With what the process itself measured, where the message does not say it."""
+    if shortage is None:
+        return None
+    if shortage.kind is ShortageKind.UNKNOWN and phase == "running":
+        shortage = replace(shortage, kind=ShortageKind.RUN_TIME)
+    measured = {
+        "free_bytes": word.free_bytes,
+        "total_bytes": word.total_bytes,
+        "reserved_bytes": word.reserved_bytes,
+    }
+    missing = {key: value for key, value in measured.items() if getattr(shortage, key) is None}
+    return replace(shortage, **missing)  # type: ignore[arg-type]
+
+
+def _told_signals(texts: Iterable[str]) -> list[int]:
+    return [int(code) for text in texts for code in _ENDED_BY_SIGNAL.findall(text)]

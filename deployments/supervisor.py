@@ -177,7 +177,7 @@ class Supervisor:
             if rung is None:
                 return (reap, self._give_up("no smaller settings are left"))
             self._rung = rung
-        elif loading and event.death.cause is Cause.OTHER:
+        elif loading and event.death.cause in (Cause.OTHER, Cause.REFUSED):
             return (reap, self._give_up("it can't be loaded"))  # the same again would end the same
         elif not self._may_restart(event.at_s):
             limit = f"{self._limit.max_restarts} restarts in {self._limit.window_s:.0f} s"

@@ -14,9 +14,11 @@ from typing import Any
 import psutil
 import ray
 
+from deployments.engines.black_box import device_sizes
 from deployments.engines.protocol import LoadFailed, Measurement, TokenRequest, TokenStep
 from deployments.errors import Invalid
-from deployments.oom import Death, death_from_exception
+from deployments.last_words import LastWord, Phase, described
+from deployments.oom import Death, death_of
 from deployments.processes import resident_bytes
 from vram.dtypes import canonical_dtype
 from vram.settings import EngineSettings
@@ -74,11 +76,13 @@ class TransformersActor:
 
     def load(self) -> int:
         """Load the model; returns its number of tokens. Raises `LoadFailed`."""
+        during = Phase.LOAD_MODEL
         try:
             model = _load_model(self._spec)
+            during = Phase.PROFILING
             self._batch = _make_batch(self._spec, model)
         except Exception as error:
-            raise LoadFailed(death_from_exception(error, "loading")) from None
+            raise LoadFailed(self._death(error, "loading", during)) from None
         return int(model.get_input_embeddings().num_embeddings)
 
     def add(self, request: TokenRequest, emitted: Sequence[int]) -> None:
@@ -113,7 +117,20 @@ class TransformersActor:
                 if step.outputs:
                     yield step
         except Exception as error:
-            raise StepFailed(death_from_exception(error, "running")) from None
+            raise StepFailed(self._death(error, "running", Phase.EXECUTE_MODEL)) from None
+
+    def _death(self, error: Exception, phase: str, during: Phase) -> Death:
+        """Told here, where the exception's own class and the card are."""
+        word = LastWord(
+            process_id=os.getpid(),
+            errors=described(error),
+            is_fatal=True,
+            phase=during,
+            device_type="cuda" if self._spec.on_gpu else "cpu",
+            requests=tuple(getattr(self._batch, "request_ids", ())),
+            **device_sizes(),
+        )
+        return death_of(phase, words=[word])
 
     def _take_in(self) -> None:
         """What came since the last step; with nothing to do, wait for something to come."""

@@ -95,6 +95,12 @@ class Batch:
     def has_work(self) -> bool:
         return bool(self._waiting or self._running.sequences or self._prefilling)
 
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Of the requests that hold memory: those that generate, and those being prefilled."""
+        rows = (self._running, *(() if self._prefilling is None else (self._prefilling,)))
+        return tuple(each.request.request_id for group in rows for each in group.sequences)
+
     def add(self, request: TokenRequest, emitted: Sequence[int] = ()) -> None:
         """Queue a request; `emitted` is output that its client has, and counts as output."""
         device, seed = self._model.device, request.sampling.seed

@@ -6,12 +6,10 @@ process and outlives them: see `vllm_front`.
 
 import asyncio
 import copy
-import json
 import os
-import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +20,13 @@ from deployments.engines import leftovers
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
 from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
 from deployments.errors import EngineDied
-from deployments.oom import Cause, Death, death_from_exception, death_from_exit
+from deployments.last_words import LastWord, read_lines
+from deployments.oom import death_of
 from vram.settings import EngineSettings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreRequest
-
-# vLLM 0.26 to 0.29 say so of a process that a signal ended: a worker's end in EngineCore's log,
-# EngineCore's in the error of its start.
-_ENDED_BY_SIGNAL = re.compile(r"(?:\(exit code: |Failed core proc\(s\): \{[^}]*?: )(-\d+)")
 
 
 class VLLMEngine:
@@ -59,7 +54,8 @@ class VLLMEngine:
             # It blocks until the engine has loaded or failed.
             config, self._core = await asyncio.to_thread(self._spawn, settings)
         except Exception as error:
-            raise LoadFailed(death_of(error, "loading", self._last_words())) from error
+            words = self._last_words()
+            raise LoadFailed(death_of("loading", words=words, error=error)) from error
         if self.config is None:
             self.config = config
         # vLLM's front checks requests against the first configuration: its context is today's.
@@ -115,11 +111,15 @@ class VLLMEngine:
         from vllm.v1.executor import Executor
 
         config = self._make_config(settings)
+        # Only what starts here inherits it: vLLM has helpers of its own that are no engines.
         os.environ[BLACK_BOX] = str(self._black_box)
-        with processes.marked(self._life), leftovers.kept_in(self._life_folder):
-            core = EngineCoreClient.make_async_mp_client(
-                vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
-            )
+        try:
+            with processes.marked(self._life), leftovers.kept_in(self._life_folder):
+                core = EngineCoreClient.make_async_mp_client(
+                    vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
+                )
+        finally:
+            del os.environ[BLACK_BOX]
         return config, core
 
     async def _read(self, core: Any, listener: Listener) -> None:
@@ -127,48 +127,23 @@ class VLLMEngine:
             try:
                 outputs = await core.get_output_async()
             except Exception as error:
-                words, exit_codes = self._last_words(), exit_codes_of(core)
-                listener.died(death_of(error, "running", words, exit_codes))
+                death = death_of(
+                    "running",
+                    words=self._last_words(),
+                    error=error,
+                    exit_codes=exit_codes_of(core),
+                )
+                listener.died(death)
                 return
             listener.stepped(outputs)
 
-    def _last_words(self) -> str:
+    def _last_words(self) -> tuple[LastWord, ...]:
         try:
             text = self._black_box.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            return ""
-        return last_words(text.splitlines())
-
-
-def last_words(lines: Iterable[str]) -> str:
-    """What dying processes logged: exceptions, the first of them the cause, then other errors."""
-    exceptions, errors = [], []
-    for line in lines:
-        try:
-            word = json.loads(line)
-        except ValueError:  # its process was killed in the middle of it
-            errors.append(line)
-            continue
-        if "class" in word:
-            exceptions.append(f"{word['class']}: {word['message']}")
-        else:
-            errors.append(word["logged"])
-    return "\n".join([*exceptions, *errors])
-
-
-def death_of(
-    error: Exception, phase: str, last_words: str, exit_codes: Sequence[int] = ()
-) -> Death:
-    """What a life died of, by what was said; if nothing speaks of memory, by a signal.
-
-    After a signal vLLM still has errors to tell: that the engine is dead, "Executor failed."
-    """
-    death = death_from_exception(error, phase, last_words)
-    told = (int(code) for code in _ENDED_BY_SIGNAL.findall(f"{last_words}\n{error}"))
-    signals = [code for code in (*exit_codes, *told) if code < 0]
-    if death.cause is Cause.OTHER and signals:
-        return death_from_exit(signals[0], phase)
-    return death
+            return ()
+        self._black_box.unlink()
+        return read_lines(text.splitlines())
 
 
 def exit_codes_of(core: Any) -> tuple[int, ...]:

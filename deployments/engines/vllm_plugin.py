@@ -1,18 +1,18 @@
 """What runs inside vLLM's own processes: a black box, and requests that go on where they were.
 
-vLLM loads it in EngineCore and in every worker (entry point `vllm.general_plugins`). It does
-nothing unless Ballast started the process.
+vLLM loads it in EngineCore and in every worker (entry point `vllm.general_plugins`), but also in
+the replica and, while its cache of model facts is cold, in a process that only looks at a model. It
+does nothing unless Ballast started the process as an engine's.
 """
 
 import ctypes
-import json
-import logging
 import os
 import signal
+import sys
 import time
-import traceback
 from typing import Any
 
+from deployments.engines import black_box
 from deployments.engines.leftovers import note_names
 
 BLACK_BOX = "BALLAST_BLACK_BOX"  # the file that dying processes write to
@@ -28,46 +28,26 @@ _SAME_WAIT_S = 1e-3
 
 def register() -> None:
     """Called by vLLM at the start of each of its processes, perhaps more than once."""
-    black_box = os.environ.get(BLACK_BOX)
-    if black_box is None:
+    path = os.environ.get(BLACK_BOX)
+    if path is None or _only_looks_at_a_model():
         return
     _end_with_parent()
-    logger = logging.getLogger("vllm")
-    if not any(isinstance(handler, BlackBox) for handler in logger.handlers):
-        logger.addHandler(BlackBox(black_box))
+    if black_box.install(path):
         note_names()
         _resume_requests()
         if os.environ.get(SHARE_CORES) == "1":
             _spin_less()
 
 
+def _only_looks_at_a_model() -> bool:
+    """vLLM's `python -m vllm.model_executor.models.registry`, which inherits the environment."""
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return main is not None and main.name == "vllm.model_executor.models.registry"
+
+
 def _end_with_parent() -> None:
     """The kernel kills this process when its parent dies: an orphan keeps its memory for ever."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-class BlackBox(logging.Handler):
-    """Writes each logged error to a file before the process is gone.
-
-    The parent of a dead engine is told "Engine core initialization failed" and no more; the cause
-    is in the child's own log: an exception, or a plain line such as "Worker proc … died".
-    """
-
-    def __init__(self, path: str) -> None:
-        super().__init__(level=logging.ERROR)
-        self._path = path
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        line: dict[str, object] = {"process_id": os.getpid(), "logged": record.getMessage()}
-        if error is not None:
-            line |= {
-                "class": f"{type(error).__module__}.{type(error).__qualname__}",
-                "message": str(error),
-                "frames": [frame.name for frame in traceback.extract_tb(error.__traceback__)],
-            }
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _resume_requests() -> None:

@@ -66,11 +66,12 @@ def test_a_death_that_was_not_memory_keeps_the_settings(supervisor: Supervisor) 
     assert spawn.settings.max_model_len == 2048
 
 
+@pytest.mark.parametrize("cause", [Cause.OTHER, Cause.REFUSED])
 def test_an_error_of_the_first_load_that_is_neither_memory_nor_a_kill_is_raised_at_once(
-    supervisor: Supervisor,
+    supervisor: Supervisor, cause: Cause
 ) -> None:
     supervisor.begin(0.0)
-    error = Death(cause=Cause.OTHER, phase="loading", message="no such file")
+    error = Death(cause=cause, phase="loading", message="no such file")
     _, give_up = supervisor.on_event(died(1, error))
     assert give_up == GiveUp(reason="it can't be loaded")
 

@@ -1,26 +1,40 @@
-"""What an engine of vLLM died of, read from what its processes left. Starts none."""
+"""What a life of an engine ended of, read from all that its processes left. Starts none."""
 
-import json
-import logging
 import multiprocessing
+import signal
 import time
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from deployments.engines.vllm import death_of, exit_codes_of, last_words
-from deployments.engines.vllm_plugin import BlackBox
-from deployments.oom import Cause
+from deployments.engines.vllm import exit_codes_of
+from deployments.last_words import LastWord, Phase
+from deployments.oom import Cause, death_from_exception, death_of
+from vram.shortage import Shortage, ShortageKind
+from vram.units import GIB
 
 # As vLLM 0.29 says them.
 ENGINE_DEAD = RuntimeError(
     "EngineCore encountered an issue. See stack trace (above) for the cause."
 )
 WORKER_DIED = "Worker proc VllmWorker-1 died unexpectedly (exit code: {}), shutting down executor."
-EXECUTOR_FAILED = "builtins.RuntimeError: Executor failed."
 OUT_OF_MEMORY = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def raised(*errors: str, **more: Any) -> LastWord:
+    return LastWord(process_id=7, errors=errors, **more)
+
+
+def logged(text: str) -> LastWord:
+    return LastWord(process_id=7, logged=text)
+
+
+EXECUTOR_FAILED = raised("builtins.RuntimeError: Executor failed.")
+RAN_OUT = raised(
+    OUT_OF_MEMORY, is_fatal=True, phase=Phase.EXECUTE_MODEL, requests=("a", "b"), free_bytes=GIB
+)
 
 
 def start_failed(exit_codes: dict[str, int]) -> RuntimeError:
@@ -31,8 +45,14 @@ def start_failed(exit_codes: dict[str, int]) -> RuntimeError:
 
 
 def test_engine_core_killed_from_outside_was_killed() -> None:
-    death = death_of(ENGINE_DEAD, "running", "", (-9,))
+    death = death_of("running", error=ENGINE_DEAD, exit_codes=(-9,))
     assert (death.cause, death.message) == (Cause.KILLED, "ended by signal 9")
+
+
+def test_a_bus_error_is_a_full_shared_memory() -> None:
+    death = death_of("running", error=ENGINE_DEAD, exit_codes=(-signal.SIGBUS,))
+    assert death.cause is Cause.SHARED_MEMORY
+    assert "/dev/shm" in death.message
 
 
 def test_the_exit_code_of_a_killed_process_is_found_where_vllm_keeps_it() -> None:
@@ -56,63 +76,106 @@ def client(**manager: Any) -> Any:
 
 def test_a_worker_killed_from_outside_was_killed() -> None:
     """EngineCore then ends by an exception of its own, with exit code 1."""
-    words = f"{EXECUTOR_FAILED}\n{WORKER_DIED.format(-9)}"
-    assert death_of(ENGINE_DEAD, "running", words, (1,)).cause is Cause.KILLED
-    assert death_of(ENGINE_DEAD, "running", words).cause is Cause.KILLED
+    words = [logged(WORKER_DIED.format(-9)), EXECUTOR_FAILED]
+    for exit_codes in ((1,), ()):
+        death = death_of("running", words=words, error=ENGINE_DEAD, exit_codes=exit_codes)
+        assert death.cause is Cause.KILLED
+
+
+def test_a_worker_killed_beside_another_was_killed() -> None:
+    """The other one hears only that its peer is gone."""
+    peer = raised("builtins.RuntimeError: Connection closed by peer [127.0.0.1]", is_fatal=True)
+    words = [peer, logged(WORKER_DIED.format(-9)), EXECUTOR_FAILED]
+    assert death_of("running", words=words, error=ENGINE_DEAD).cause is Cause.KILLED
 
 
 @pytest.mark.parametrize(
     "exit_codes", [{"EngineCore": -9}, {"EngineCore_DP0": 1, "EngineCore_DP1": -9}]
 )
 def test_engine_core_killed_while_it_loads_was_killed(exit_codes: dict[str, int]) -> None:
-    death = death_of(start_failed(exit_codes), "loading", "")
+    death = death_of("loading", error=start_failed(exit_codes))
     assert (death.cause, death.phase) == (Cause.KILLED, "loading")
 
 
 def test_memory_outranks_the_signal_that_followed() -> None:
-    words = f"{OUT_OF_MEMORY}\n{WORKER_DIED.format(-9)}"
-    death = death_of(ENGINE_DEAD, "running", words, (-6,))
+    words = [RAN_OUT, logged(WORKER_DIED.format(-9)), EXECUTOR_FAILED]
+    death = death_of("running", words=words, error=ENGINE_DEAD, exit_codes=(-6,))
     assert death.cause is Cause.DEVICE_MEMORY
     assert death.message == OUT_OF_MEMORY
 
 
+def test_a_death_has_the_batch_and_the_numbers_of_the_step_that_died() -> None:
+    death = death_of("running", words=[RAN_OUT, EXECUTOR_FAILED], error=ENGINE_DEAD)
+    assert death.requests == ("a", "b")
+    assert death.shortage == Shortage(
+        kind=ShortageKind.RUN_TIME, asked_bytes=2 * GIB, free_bytes=GIB
+    )
+    assert str(death).startswith("device_memory (run_time) while running: torch.OutOfMemoryError")
+
+
+def test_what_the_message_says_is_not_replaced_by_what_was_measured_later() -> None:
+    text = f"{OUT_OF_MEMORY}. GPU 0 has a total capacity of 80.00 GiB of which 0.50 GiB is free."
+    death = death_of("running", words=[replace(RAN_OUT, errors=(text,))])
+    assert death.shortage is not None
+    assert (death.shortage.free_bytes, death.shortage.total_bytes) == (GIB // 2, 80 * GIB)
+
+
+def test_the_first_cause_counts_and_not_what_another_worker_said_next() -> None:
+    """An illegal access makes every later call fail, some of them for memory."""
+    first = raised("torch.AcceleratorError: CUDA error: illegal memory access", is_fatal=True)
+    death = death_of("running", words=[first, RAN_OUT], error=ENGINE_DEAD)
+    assert (death.cause, death.message) == (Cause.OTHER, first.errors[0])
+    weights = replace(RAN_OUT, phase=Phase.LOAD_MODEL)
+    death = death_of("loading", words=[weights, RAN_OUT])
+    assert death.shortage is not None
+    assert death.shortage.kind is ShortageKind.WEIGHTS
+
+
+def test_an_error_that_somebody_handled_long_before_is_not_the_cause() -> None:
+    handled = raised("builtins.ValueError: a bad request", logged="Invocation of a method failed")
+    words = [handled, raised(OUT_OF_MEMORY, phase=Phase.EXECUTE_MODEL), EXECUTOR_FAILED]
+    assert death_of("running", words=words, error=ENGINE_DEAD).is_memory
+    words = [handled, logged(WORKER_DIED.format(-9)), EXECUTOR_FAILED]
+    assert death_of("running", words=words, error=ENGINE_DEAD).cause is Cause.KILLED
+
+
 def test_memory_that_was_only_logged_counts() -> None:
-    words = "Failed to load model - not enough GPU memory. (original error: CUDA out of memory)"
-    death = death_of(start_failed({"EngineCore": 1}), "loading", words)
+    words = [logged("Failed to load model - not enough GPU memory. (CUDA out of memory)")]
+    death = death_of("loading", words=words, error=start_failed({"EngineCore": 1}))
     assert death.cause is Cause.DEVICE_MEMORY
 
 
 @pytest.mark.parametrize("exit_codes", [(), (0,), (1,)])
 def test_an_exception_without_a_signal_keeps_its_message(exit_codes: tuple[int, ...]) -> None:
-    words = f"builtins.ValueError: a bug\n{WORKER_DIED.format(1)}"
-    death = death_of(start_failed({"EngineCore": 1}), "running", words, exit_codes)
+    words = [raised("builtins.ValueError: a bug"), logged(WORKER_DIED.format(1)), EXECUTOR_FAILED]
+    error = start_failed({"EngineCore": 1})
+    death = death_of("running", words=words, error=error, exit_codes=exit_codes)
     assert (death.cause, death.message) == (Cause.OTHER, "builtins.ValueError: a bug")
 
 
-def test_the_black_box_keeps_exceptions_before_other_errors(tmp_path: Path) -> None:
-    file = tmp_path / "box.jsonl"
-    logger = logging.Logger("vllm")
-    logger.addHandler(BlackBox(str(file)))
-    logger.warning("not an error")
-    logger.error("Worker proc %s died", "w-1")
-    for message in ("first", "second"):
-        try:
-            raise RuntimeError(message)
-        except RuntimeError:
-            logger.exception("EngineCore encountered a fatal error.")
-    lines = file.read_text().splitlines()
-    assert len(lines) == 3
-    assert json.loads(lines[1])["frames"] == [
-        "test_the_black_box_keeps_exceptions_before_other_errors"
-    ]
-    assert last_words(lines).splitlines() == [
-        "builtins.RuntimeError: first",
-        "builtins.RuntimeError: second",
-        "Worker proc w-1 died",
-    ]
+def test_an_engine_that_left_nothing_died_of_what_its_parent_says() -> None:
+    assert death_of("loading", error=ValueError("a bug")).message == "builtins.ValueError: a bug"
+    assert "Engine core" in death_of("loading", error=start_failed({"EngineCore": 1})).message
+    assert death_of("running", exit_codes=(1,)).message == "ended with exit code 1"
 
 
-def test_a_line_that_was_cut_off_is_read_as_it_is() -> None:
-    whole = json.dumps({"logged": "x", "class": "torch.OutOfMemoryError", "message": "CUDA"})
-    assert last_words([whole, whole[:30]]) == f"torch.OutOfMemoryError: CUDA\n{whole[:30]}"
-    assert last_words([]) == ""
+def test_settings_that_the_engine_refuses_have_a_cause_of_their_own() -> None:
+    error = ValueError("FP8 KV cache is not supported by the Triton attention backend")
+    assert death_of("loading", error=error).cause is Cause.REFUSED
+
+
+def test_ray_s_own_memory_error_is_the_host_s_and_torch_s_within_ray_s_is_the_device_s() -> None:
+    ray_own = type("OutOfMemoryError", (Exception,), {"__module__": "ray.exceptions"})
+    torch_own = type("OutOfMemoryError", (Exception,), {"__module__": "torch"})
+    assert death_from_exception(ray_own("Task was killed"), "running").cause is Cause.HOST_MEMORY
+    task_error: Any = type("RayTaskError(OutOfMemoryError)", (Exception,), {})("remote")
+    task_error.cause = torch_own("")
+    assert death_from_exception(task_error, "running").cause is Cause.DEVICE_MEMORY
+
+
+def test_an_error_that_was_raised_from_none_hides_what_was_handled() -> None:
+    error = ValueError("a bug")
+    error.__context__ = RuntimeError(OUT_OF_MEMORY)
+    assert death_from_exception(error, "running").is_memory
+    error.__suppress_context__ = True
+    assert death_from_exception(error, "running").cause is Cause.OTHER
