@@ -7,6 +7,7 @@ from ray import serve
 from deployments.config import ModelConfig
 from deployments.engines.vllm_plugin import SHARE_CORES
 from deployments.gateway import MODEL_DEPLOYMENT
+from deployments.relay.deployment import RELAY_DEPLOYMENT, Relay
 from deployments.replica import Replica
 from deployments.shapes import shape_of
 from placement.bundles import Bundles, bundles
@@ -24,25 +25,38 @@ def make_plan(config: ModelConfig) -> tuple[Plan, Bundles]:
 
 
 def build(args: ModelConfig) -> serve.Application:
-    """One model, placed by its plan."""
+    """One model, placed by its plan; with `recovery.survive_replica` behind a relay."""
     args = _with_absolute_paths(args)
+    if not args.recovery.survive_replica:
+        # Ray pickles a wrapped class by value, a plain one by name: keep the plain one importable.
+        return _model(args, serve.ingress()(Replica))
+    relay = serve.deployment(name=RELAY_DEPLOYMENT)(serve.ingress()(Relay))
+    return relay.options(
+        ray_actor_options={"num_cpus": args.recovery.relay_cpus},
+        max_ongoing_requests=args.limits.max_ongoing_requests * args.num_replicas,
+    ).bind(args, _model(args, Replica))
+
+
+def _model(args: ModelConfig, replica: type) -> serve.Application:
     planned, placed = make_plan(args)
-    # Ray pickles a wrapped class by value and a plain one by name: keep the plain one importable.
-    deployment = serve.deployment(name=MODEL_DEPLOYMENT)(serve.ingress()(Replica))
-    return deployment.options(
-        num_replicas=args.num_replicas,
-        ray_actor_options={
-            "num_cpus": args.replica_cpus,
-            "runtime_env": {"env_vars": {**_engine_env(planned), **args.env}},
-        },
-        placement_group_bundles=list(placed.bundles),
-        placement_group_strategy=placed.strategy,
-        max_ongoing_requests=args.limits.max_ongoing_requests,
-        health_check_period_s=5.0,
-        health_check_timeout_s=30.0,
-        # The ladder has been climbed inside the constructor: the same again would end the same.
-        max_constructor_retry_count=1,
-    ).bind(args, planned, placed)
+    return (
+        serve.deployment(name=MODEL_DEPLOYMENT)(replica)
+        .options(
+            num_replicas=args.num_replicas,
+            ray_actor_options={
+                "num_cpus": args.replica_cpus,
+                "runtime_env": {"env_vars": {**_engine_env(planned), **args.env}},
+            },
+            placement_group_bundles=list(placed.bundles),
+            placement_group_strategy=placed.strategy,
+            max_ongoing_requests=args.limits.max_ongoing_requests,
+            health_check_period_s=5.0,
+            health_check_timeout_s=30.0,
+            # The ladder has been climbed inside the constructor: the same again would end the same.
+            max_constructor_retry_count=1,
+        )
+        .bind(args, planned, placed)
+    )
 
 
 def _with_absolute_paths(config: ModelConfig) -> ModelConfig:

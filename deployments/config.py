@@ -86,6 +86,20 @@ class RecoveryConfig(_Strict):
     restart_window_s: float = Field(600.0, gt=0)
     wait_s: float = Field(120.0, gt=0, description="how long a new request waits for the engine")
     max_waiting: int = Field(1024, ge=0, description="how many new requests may wait for it")
+    survive_replica: bool = Field(
+        False, description="streams outlive the replica, too: a relay holds them"
+    )
+    silence_s: float = Field(
+        15.0, ge=3, description="a replica that says nothing for so long is dead to its relay"
+    )
+    relay_cpus: float = Field(0.2, ge=0, description="reserved for the relay")
+
+    @model_validator(mode="after")
+    def _no_relay_setting_without_effect(self) -> "RecoveryConfig":
+        for name in ("silence_s", "relay_cpus"):
+            if name in self.model_fields_set and not self.survive_replica:
+                raise ValueError(f"{name} has no effect without survive_replica: true")
+        return self
 
 
 class LimitsConfig(_Strict):

@@ -91,16 +91,22 @@ class Keeper(Generic[R]):
         """Return when the engine can take a request; raise `Busy` when that takes too long."""
         await self._room.enter(wait_s=wait_s, max_waiting=max_waiting)
 
-    async def generate(self, request_id: str, request: R, *, total_tokens: int) -> None:
-        """Take a request on; from here on it ends by finishing, by `abort`, or by giving up."""
+    async def generate(
+        self, request_id: str, request: R, *, total_tokens: int, emitted: Sequence[int] = ()
+    ) -> None:
+        """Take a request on; from here on it ends by finishing, by `abort`, or by giving up.
+
+        `emitted` are the tokens that another replica gave before it died.
+        """
         if self.state is State.FAILED:
             raise self._exhausted()
         entry = self.journal.admit(request_id, request, total_tokens=total_tokens)
+        entry.emitted.extend(emitted)
         if not self.is_serving:
             return  # the recovery hands it over with the others
         entry.generation = self.supervisor.generation
         try:
-            await self.engine.generate(request, ())
+            await self.engine.generate(request, emitted)
         except EngineDied:
             log.info("request_met_a_dying_engine", model=self.model, request_id=request_id)
         except BaseException:

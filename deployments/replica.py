@@ -15,6 +15,7 @@ from deployments.inference_stream import InferenceStream
 from deployments.limits import Admission, ApiKeys, BodyLimit, JsonGuard, ResponseTime, load_api_keys
 from deployments.measurements import Measurements
 from deployments.pages import Pages
+from deployments.relay.port import Address, ReplicaPort
 from deployments.serving import Serving, start_serving
 from deployments.status import ReplicaCollector, report
 from deployments.supervisor import State
@@ -43,6 +44,9 @@ class Replica:
         self._registry = CollectorRegistry()
         self._registry.register(collector)
         REGISTRY.register(collector)  # vLLM's /metrics shows the default registry
+        self._relay_address: Address | None = None
+        if config.recovery.survive_replica:
+            self._relay_address = await self._open_to_relays()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         config, keeper = self._config, self._serving.keeper
@@ -61,6 +65,10 @@ class Replica:
         own = Pages(JsonGuard(api), pages)
         guarded = ApiKeys(own, self._keys)
         return ResponseTime(BodyLimit(guarded, max_body_bytes=config.limits.max_body_bytes))
+
+    def relay_address(self) -> Address | None:
+        """For the relay, which asks every replica; its secret comes by no other way."""
+        return None if self._serving.keeper.state is State.FAILED else self._relay_address
 
     async def check_health(self) -> None:
         """Healthy while it recovers: Ray Serve must not replace a replica that holds streams."""
@@ -85,6 +93,15 @@ class Replica:
     async def __del__(self) -> None:
         if hasattr(self, "_serving"):
             await self._serving.keeper.stop()
+
+    async def _open_to_relays(self) -> Address:
+        keeper = self._serving.keeper
+        port = ReplicaPort(
+            await self.__serve_build_asgi_app__(),
+            replica=self._replica,
+            has_given_up=lambda: keeper.state is State.FAILED,
+        )
+        return await port.open(ray.util.get_node_ip_address())
 
     async def _health_page(self, request: Request) -> Response:
         state = self._serving.keeper.state

@@ -17,6 +17,8 @@ from deployments.errors import UnknownOption
 from deployments.keeper import Keeper
 from deployments.oom import Cause, Death
 from deployments.openai.tokenizers import ByteTokenizer, Tokenizer, TransformersTokenizer
+from deployments.relay.copies import Copies
+from deployments.relay.token_notes import TokenNotation
 from deployments.shapes import shape_of
 from deployments.streams import Streams
 from deployments.supervisor import RestartLimit, Supervisor, fixed
@@ -51,6 +53,7 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     group = await _see_cards(placement_group) if plan.device.kind == "cuda" else None
     from deployments.engines import vllm_front
     from deployments.engines.vllm import VLLMEngine
+    from deployments.engines.vllm_notes import VLLMNotation
 
     options = dict(config.engine_args)
     if config.trust_remote_code:
@@ -60,15 +63,16 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
         lambda settings: vllm_front.make_config(args, settings, placement_group=group)
     )
     core = vllm_front.JournaledCore()
+    copies = Copies(VLLMNotation(), core.on_step) if config.recovery.survive_replica else None
     keeper: Keeper[Any] = Keeper(
         config.name,
         engine,
         _supervisor(config, plan),
-        on_step=core.on_step,
+        on_step=copies.on_step if copies else core.on_step,
         on_give_up=core.on_give_up,
         before_load=_before_load(config, plan, placement_group),
     )
-    core.attach(keeper, engine)
+    core.attach(copies.above(keeper) if copies else keeper, engine)
     await keeper.start()
     assert engine.config is not None
     llm = vllm_front.make_llm(core, engine.config)
@@ -99,15 +103,16 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
 
     engine, tokenizer = _token_engine(config, plan, placement_group)
     streams = Streams()
+    copies = Copies(TokenNotation(), streams.on_step) if config.recovery.survive_replica else None
     keeper: Keeper[TokenRequest] = Keeper(
         config.name,
         engine,
         _supervisor(config, plan),
-        on_step=streams.on_step,
+        on_step=copies.on_step if copies else streams.on_step,
         on_give_up=streams.on_give_up,
         before_load=_before_load(config, plan, placement_group),
     )
-    streams.attach(keeper)
+    streams.attach(copies.above(keeper) if copies else keeper)
     await keeper.start()
 
     def max_model_len() -> int:

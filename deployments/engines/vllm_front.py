@@ -9,17 +9,16 @@ import asyncio
 import dataclasses
 import json
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
 
 from deployments.engines.protocol import Step
 from deployments.engines.vllm import VLLMEngine
 from deployments.errors import LadderExhausted, UnknownOption
-from deployments.keeper import Keeper
 from vram.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -42,17 +41,26 @@ _OWNED = frozenset(field.name for field in dataclasses.fields(EngineSettings)) |
 }
 
 
+class RequestTaker(Protocol):
+    """What is needed of `Keeper[EngineCoreRequest]`."""
+
+    async def generate(
+        self, request_id: str, request: "EngineCoreRequest", *, total_tokens: int
+    ) -> None: ...
+    async def abort(self, request_ids: Sequence[str]) -> None: ...
+
+
 class JournaledCore:
     """Stands where AsyncLLM expects the client of EngineCore, and goes on when that dies."""
 
     def __init__(self) -> None:
         self.engine_ranks_managed = [0]
         self.resources = SimpleNamespace(engine_dead=False)
-        self._keeper: Keeper[EngineCoreRequest] | None = None
+        self._keeper: RequestTaker | None = None
         self._engine: VLLMEngine | None = None
         self._outputs: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
 
-    def attach(self, keeper: "Keeper[EngineCoreRequest]", engine: VLLMEngine) -> None:
+    def attach(self, keeper: RequestTaker, engine: VLLMEngine) -> None:
         self._keeper = keeper
         self._engine = engine
 
