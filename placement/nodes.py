@@ -15,6 +15,7 @@ class Node:
     free: tuple[float, ...]  # of each card, 0 to 1
     cpus: float
     memory_bytes: int = 0  # free RAM, for models on the CPU
+    nvlink: bool | None = None  # between its cards; None: as usual for such cards
 
     def __post_init__(self) -> None:
         if len(self.gpus) != len(self.free):

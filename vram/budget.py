@@ -28,8 +28,11 @@ class Shares:
         return 0 < self.lowest <= self.highest
 
 
-def shares(estimated: Estimate, device: Device, limit_bytes: int) -> Shares:
-    """Bounds on gpu_memory_utilization for an engine that sizes its cache from its budget."""
+def shares(estimated: Estimate, device: Device, limit_bytes: int, cache_bytes: int = 0) -> Shares:
+    """Bounds on gpu_memory_utilization for an engine that sizes its cache from its budget.
+
+    `cache_bytes` is what the cache has to hold if that is more than one sequence.
+    """
     counted_bytes = estimated.budget_bytes - estimated.cache_left_bytes  # fixed, inside the budget
     outside_bytes = (
         estimated.device_use_under_load_bytes
@@ -38,7 +41,7 @@ def shares(estimated: Estimate, device: Device, limit_bytes: int) -> Shares:
         - counted_bytes
     )
     return Shares(
-        lowest=share_up(counted_bytes + estimated.sequence_bytes, device),
+        lowest=share_up(counted_bytes + max(estimated.sequence_bytes, cache_bytes), device),
         highest=min(share_down(limit_bytes - outside_bytes, device), HIGHEST_SHARE),
     )
 
@@ -49,12 +52,13 @@ def within(
     device: Device,
     engine: str,
     limit_bytes: int,
+    least_cache_bytes: int = 0,
 ) -> EngineSettings | None:
     """The settings with the nearest share (or cache bytes) that fits the limit; None for none."""
     estimated = estimate(shape, settings, device, engine)
     if settings.kv_cache_memory_bytes is not None:
-        return _with_cache_bytes(settings, estimated, limit_bytes)
-    bounds = shares(estimated, device, limit_bytes)
+        return _with_cache_bytes(settings, estimated, limit_bytes, least_cache_bytes)
+    bounds = shares(estimated, device, limit_bytes, least_cache_bytes)
     if not bounds.possible:
         return None
     share = min(max(settings.gpu_memory_utilization, bounds.lowest), bounds.highest)
@@ -81,13 +85,14 @@ def longest_context(
 
 
 def _with_cache_bytes(
-    settings: EngineSettings, estimated: Estimate, limit_bytes: int
+    settings: EngineSettings, estimated: Estimate, limit_bytes: int, least_cache_bytes: int
 ) -> EngineSettings | None:
     cache_bytes = estimated.item("kv_cache").bytes
     room_bytes = limit_bytes - (estimated.device_use_under_load_bytes - cache_bytes)
-    if room_bytes < estimated.sequence_bytes:
+    least_bytes = max(estimated.sequence_bytes, least_cache_bytes)
+    if room_bytes < least_bytes:
         return None
-    fitting_bytes = min(max(cache_bytes, estimated.sequence_bytes), room_bytes)
+    fitting_bytes = min(max(cache_bytes, least_bytes), room_bytes)
     return replace(settings, kv_cache_memory_bytes=fitting_bytes)
 
 

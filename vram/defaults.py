@@ -40,6 +40,10 @@ def settings_for(
     if wishes.max_num_batched_tokens is not None:
         batched_tokens = wishes.max_num_batched_tokens
         sequences = min(sequences, batched_tokens)
+    if wishes.concurrency is not None and wishes.max_num_seqs is None:
+        sequences = max(sequences, wishes.concurrency)
+        if wishes.max_num_batched_tokens is None:
+            batched_tokens = max(batched_tokens, sequences)
     if wishes.max_num_seqs is not None:
         sequences = wishes.max_num_seqs
         if wishes.max_num_batched_tokens is None:

@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 
 from vram import defaults
 from vram.budget import HIGHEST_SHARE, longest_context, within
-from vram.errors import Invalid
+from vram.concurrency import (
+    COMFORTABLE_CONTEXT_TOKENS,
+    FEWEST_SEQUENCES,
+    check_wishes,
+    request_tokens,
+    too_many_at_once,
+    wished_cache_bytes,
+)
+from vram.errors import DoesNotFit, Invalid
 from vram.estimate import Estimate, check, estimate
 from vram.gpu import Device
 from vram.model import ModelShape
@@ -15,12 +23,9 @@ from vram.settings import EngineSettings
 from vram.units import gib
 from vram.wishes import Wishes
 
-__all__ = ["Plan", "Wishes", "plan"]
+__all__ = ["Plan", "Wishes", "fitting_plan", "is_comfortable", "plan", "why_not"]
 
-# A larger split is tried before a context that nobody asked for gets shorter than this.
-COMFORTABLE_CONTEXT_TOKENS = 8192
 SHORTEST_CONTEXT_TOKENS = 1024
-FEWEST_SEQUENCES = 16
 ENOUGH_SEQUENCES = 128
 # No use in more sequences at once than the cache holds at this length.
 SHORT_SEQUENCE_TOKENS = 256
@@ -42,28 +47,65 @@ def plan(
     shape: ModelShape, wishes: Wishes, device: Device, engine: str = "vllm", name: str = ""
 ) -> Plan:
     """The smallest split and the largest settings inside the budget, or DoesNotFit."""
+    found = fitting_plan(shape, wishes, device, engine)
+    if found is None:
+        raise why_not(shape, wishes, device, engine, name)
+    return found
+
+
+def fitting_plan(
+    shape: ModelShape, wishes: Wishes, device: Device, engine: str = "vllm"
+) -> Plan | None:
+    """As `plan`, without the search for what would fit instead; None when nothing does."""
     gpu_fraction = _gpu_fraction(wishes, device)
+    check_wishes(shape, wishes)
     limit_bytes = int(device.total_bytes * gpu_fraction)
     fallback: EngineSettings | None = None
     smallest: EngineSettings | None = None
-    for tensor_parallel_size, pipeline_parallel_size in _splits(shape, wishes):
-        wanted = defaults.settings_for(
-            shape, wishes, device, engine, tensor_parallel_size, pipeline_parallel_size
-        )
-        check(shape, wanted, device, engine)
+    for degrees in _splits(shape, wishes):
+        wanted = _wanted(shape, wishes, device, engine, degrees)
         smallest = smallest or wanted
         found = _largest(shape, wanted, wishes, device, engine, limit_bytes)
         if found is None:
             continue
-        comfortable = min(wanted.max_model_len, COMFORTABLE_CONTEXT_TOKENS)
-        if found.max_model_len >= comfortable:
+        if is_comfortable(shape, found, wishes):
             return _finished(shape, wanted, found, wishes, device, engine, gpu_fraction)
         if fallback is None or found.max_model_len > fallback.max_model_len:
             fallback = found
-    assert smallest is not None, "there is always one split to try"
-    if fallback is not None:
-        return _finished(shape, smallest, fallback, wishes, device, engine, gpu_fraction)
-    raise refusal(name or shape.architecture, shape, smallest, device, engine, limit_bytes)
+    if fallback is None or smallest is None:
+        return None
+    return _finished(shape, smallest, fallback, wishes, device, engine, gpu_fraction)
+
+
+def why_not(
+    shape: ModelShape, wishes: Wishes, device: Device, engine: str = "vllm", name: str = ""
+) -> DoesNotFit:
+    """The refusal of wishes that do not fit: asked, needed, available, what would fit."""
+    label = name or shape.architecture
+    limit_bytes = int(device.total_bytes * _gpu_fraction(wishes, device))
+    smallest = _wanted(shape, wishes, device, engine, next(_splits(shape, wishes)))
+    if wishes.max_model_len is None and (wishes.context or wishes.concurrency):
+        tokens = min(request_tokens(wishes), shape.max_context_tokens)
+        smallest = replace(smallest, max_model_len=tokens)
+    small_batch = defaults.coupled(list(_batches(smallest, wishes))[-1], wishes, engine)
+    too_many = too_many_at_once(label, shape, small_batch, wishes, device, engine, limit_bytes)
+    return too_many or refusal(label, shape, smallest, device, engine, limit_bytes)
+
+
+def is_comfortable(shape: ModelShape, settings: EngineSettings, wishes: Wishes) -> bool:
+    """Whether the context is what was asked for, or long enough where nobody asked."""
+    asked = wishes.context or wishes.max_model_len
+    return settings.max_model_len >= min(
+        asked or COMFORTABLE_CONTEXT_TOKENS, shape.max_context_tokens
+    )
+
+
+def _wanted(
+    shape: ModelShape, wishes: Wishes, device: Device, engine: str, degrees: tuple[int, int]
+) -> EngineSettings:
+    wanted = defaults.settings_for(shape, wishes, device, engine, *degrees)
+    check(shape, wanted, device, engine)
+    return wanted
 
 
 def _gpu_fraction(wishes: Wishes, device: Device) -> float:
@@ -112,7 +154,8 @@ def _largest(
 
     def fitted(settings: EngineSettings) -> EngineSettings | None:
         settings = defaults.coupled(settings, wishes, engine)
-        found = within(shape, settings, device, engine, limit_bytes)
+        cache_bytes = wished_cache_bytes(shape, settings, wishes, device, engine)
+        found = within(shape, settings, device, engine, limit_bytes, cache_bytes)
         if found is None or _moves_a_pin(found, wishes):
             return None
         return found
@@ -124,7 +167,7 @@ def _largest(
             return found
     if wishes.max_model_len is not None:
         return None
-    shortest = min(SHORTEST_CONTEXT_TOKENS, wanted.max_model_len)
+    shortest = wishes.context or min(SHORTEST_CONTEXT_TOKENS, wanted.max_model_len)
     # Fewer sequences hardly make room, so a shorter context comes before them.
     small_batches = [
         c for c in candidates if c.max_num_seqs >= min(ENOUGH_SEQUENCES, wanted.max_num_seqs)
@@ -146,14 +189,16 @@ def _batches(wanted: EngineSettings, wishes: Wishes) -> Iterator[EngineSettings]
     settings = wanted
     yield settings
     tokens, sequences = settings.max_num_batched_tokens, settings.max_num_seqs
-    while wishes.max_num_batched_tokens is None and tokens > SMALLEST_BATCH_TOKENS:
-        tokens = max(tokens // 2, SMALLEST_BATCH_TOKENS)
+    smallest = max(SMALLEST_BATCH_TOKENS, wishes.concurrency or 0, wishes.max_num_seqs or 0)
+    while wishes.max_num_batched_tokens is None and tokens > smallest:
+        tokens = max(tokens // 2, smallest)
         if wishes.max_num_seqs is None:
             sequences = min(sequences, tokens)
         settings = replace(settings, max_num_batched_tokens=tokens, max_num_seqs=sequences)
         yield settings
-    while wishes.max_num_seqs is None and sequences > FEWEST_SEQUENCES:
-        sequences = max(sequences // 2, FEWEST_SEQUENCES)
+    fewest = max(FEWEST_SEQUENCES, wishes.concurrency or 0)
+    while wishes.max_num_seqs is None and sequences > fewest:
+        sequences = max(sequences // 2, fewest)
         settings = replace(settings, max_num_seqs=sequences)
         yield settings
 
@@ -170,7 +215,7 @@ def _finished(
     """Caps what the cache cannot use, fills in bytes on the CPU, and says what was decided."""
     settings = found
     if wishes.max_num_seqs is None:
-        settings = _with_useful_sequences(shape, settings, device, engine)
+        settings = _with_useful_sequences(shape, settings, wishes, device, engine)
     if device.kind == "cpu" and settings.kv_cache_memory_bytes is None:
         settings = _with_cache_bytes(shape, settings, device, engine)
     estimated = estimate(shape, settings, device, engine)
@@ -186,10 +231,11 @@ def _finished(
 
 
 def _with_useful_sequences(
-    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
+    shape: ModelShape, settings: EngineSettings, wishes: Wishes, device: Device, engine: str
 ) -> EngineSettings:
     cache_tokens = estimate(shape, settings, device, engine).kv_cache_tokens
-    useful = max(1, cache_tokens // min(SHORT_SEQUENCE_TOKENS, settings.max_model_len))
+    useful = cache_tokens // min(SHORT_SEQUENCE_TOKENS, settings.max_model_len)
+    useful = max(1, useful, wishes.concurrency or 0)
     return replace(settings, max_num_seqs=min(settings.max_num_seqs, useful))
 
 

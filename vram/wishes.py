@@ -5,8 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What the user pins; None leaves the choice to the plan."""
+    """What the user pins; None leaves the choice to the plan.
 
+    `context` and `concurrency` are the least that will do: so many requests at once, each of so
+    many tokens, prompt and answer, all of them in the KV cache.
+    """
+
+    context: int | None = None
+    concurrency: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,15 @@ from vram.model import ModelShape
 from vram.plan import Plan, Wishes, plan
 
 CONFIGS = Path(__file__).parents[1] / "vram" / "configs"
+
+
+@pytest.fixture(scope="session")
+def shape_named() -> Callable[[str], ModelShape]:
+    @cache
+    def read(model: str) -> ModelShape:
+        return ModelShape.from_config(json.loads((CONFIGS / model / "config.json").read_text()))
+
+    return read
 
 
 @pytest.fixture(scope="session")
