@@ -1,6 +1,5 @@
 """What a person writes in YAML: the one place where configuration and environment enter."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from deployments.errors import UnknownOption
 from deployments.faults import Fault, Phase
 from vram.gpu import Device, cpu_device, device_named
 from vram.plan import Wishes
-from vram.settings import EngineSettings
+from vram.settings import owned_settings
 from vram.units import GIB
 
 # It is a part of URLs (`/NAME/v1`) and of metrics.
@@ -23,7 +22,7 @@ BODY_BYTES = 8 * 2**20
 # Engines of ours run on one card and take these `engine_args`; vLLM knows its own when it starts.
 _OWN_ENGINES: dict[str, tuple[str, ...]] = {"transformers": KNOWN_OPTIONS, "fake": ()}
 _PHASES = {"transformers": PHASES}  # of a life; the others have them all
-_PLANNED = frozenset(field.name for field in dataclasses.fields(EngineSettings))
+_PLANNED = frozenset(owned_settings())
 
 
 class _Strict(BaseModel):
@@ -79,7 +78,10 @@ class DeviceConfig(_Strict):
 class RecoveryConfig(_Strict):
     """What happens when the engine dies."""
 
-    policy: Literal["fixed"] = "fixed"
+    policy: Literal["diagnose", "fixed"] = "diagnose"
+    allow: tuple[Literal["fp8_kv_cache", "fp8_weights"], ...] = Field(
+        ("fp8_kv_cache",), description="steps that change what a model answers; for `diagnose`"
+    )
     max_restarts: int = Field(
         10, ge=0, description="for deaths that were not memory, in the window"
     )

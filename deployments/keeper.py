@@ -52,6 +52,7 @@ class Keeper(Generic[R]):
         self.supervisor = supervisor
         self.journal: Journal[R] = Journal()
         self.settings: EngineSettings | None = None  # what the engine was last started with
+        self._tried: EngineSettings | None = None  # what its last life was to run with
         self._handover = Handover(engine, self.journal)
         self._room = WaitingRoom(model)
         self._on_step = on_step
@@ -180,12 +181,18 @@ class Keeper(Generic[R]):
 
     async def _spawn(self, spawn: Spawn) -> tuple[Effect, ...]:
         generation, rung = spawn.generation, self.supervisor.rung
+        reason = self.supervisor.attempts[-1].reason
+        if reason:
+            log.warning(
+                "engine_steps_down", model=self.model, generation=generation, rung=rung.name,
+                price=rung.price, reason=reason,
+            )  # fmt: skip
         try:
-            settings = spawn.settings
+            self._tried = spawn.settings
             if self._before_load is not None:
-                settings = await self._before_load(settings)
-            await self.engine.start(settings, _Life(self, generation))
-            self.settings = settings
+                self._tried = await self._before_load(spawn.settings)
+            await self.engine.start(self._tried, _Life(self, generation))
+            self.settings = self._tried
         except LoadFailed as failure:
             log.warning(
                 "engine_load_failed", model=self.model, generation=generation, rung=rung.name,
@@ -221,6 +228,7 @@ class Keeper(Generic[R]):
             death=death,
             at_s=self._clock(),
             longest_request_tokens=self.journal.longest_request_tokens,
+            settings=self._tried,
         )
 
     def _exhausted(self) -> LadderExhausted:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from deployments import orphans
 from deployments.cards import available_bytes, cards_of
 from deployments.config import ModelConfig
+from deployments.diagnosis import diagnose
 from deployments.engines.fake import FakeEngine, Script
 from deployments.engines.protocol import Engine, LoadFailed, TokenRequest
 from deployments.engines.registry import check_installed
@@ -22,11 +23,13 @@ from deployments.relay.token_notes import TokenNotation
 from deployments.shapes import shape_of
 from deployments.streams import Streams
 from deployments.supervisor import RestartLimit, Supervisor, fixed
+from vram.case import Model
 from vram.errors import DoesNotFit
 from vram.ladder import fixed_ladder
 from vram.plan import Plan
 from vram.precheck import precheck
 from vram.settings import EngineSettings
+from vram.shortage import Shortage, ShortageKind
 
 log = structlog.get_logger(__name__)
 
@@ -153,7 +156,7 @@ def _token_engine(
 
 
 def _supervisor(config: ModelConfig, plan: Plan) -> Supervisor:
-    shape = shape_of(config)
+    shape, recovery = shape_of(config), config.recovery
 
     def ladder(longest_request_tokens: int) -> tuple[Any, ...]:
         return fixed_ladder(
@@ -164,10 +167,19 @@ def _supervisor(config: ModelConfig, plan: Plan) -> Supervisor:
             longest_request_tokens=longest_request_tokens,
         )
 
-    limit = RestartLimit(
-        max_restarts=config.recovery.max_restarts, window_s=config.recovery.restart_window_s
+    model = Model(
+        name=config.name,
+        shape=shape,
+        device=plan.device,
+        engine=plan.engine,
+        planned=plan.settings,
+        limit_bytes=int(plan.device.total_bytes * plan.gpu_fraction),
+        wishes=config.wishes(),
+        allowed=frozenset(recovery.allow),
     )
-    return Supervisor(ladder(0)[0], fixed(ladder), limit)
+    limit = RestartLimit(max_restarts=recovery.max_restarts, window_s=recovery.restart_window_s)
+    policy = fixed(ladder) if recovery.policy == "fixed" else diagnose(model)
+    return Supervisor(ladder(0)[0], policy, limit)
 
 
 def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
@@ -186,7 +198,18 @@ def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
                 shape, settings, plan.device, free_bytes, plan.engine, name=config.name
             )
         except DoesNotFit as refusal:
-            death = Death(cause=Cause.DEVICE_MEMORY, phase="loading", message=str(refusal))
+            shortage = Shortage(
+                kind=ShortageKind.NOT_FREE,
+                asked_bytes=refusal.needed_bytes,
+                free_bytes=free_bytes,
+                total_bytes=plan.device.total_bytes,
+            )
+            death = Death(
+                cause=Cause.DEVICE_MEMORY,
+                phase="loading",
+                message=str(refusal),
+                shortage=shortage,
+            )
             raise LoadFailed(death) from refusal
         log.info("vram_check", model=config.name, check=result.line)
         return result.settings

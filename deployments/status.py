@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +13,7 @@ from deployments.keeper import Keeper
 from deployments.measurements import Measured, Measurements
 from deployments.supervisor import Attempt, State
 from vram.plan import Plan
+from vram.price import price
 
 
 def report(
@@ -27,6 +29,7 @@ def report(
         "reason": keeper.supervisor.reason,
         "attempt": keeper.supervisor.generation,
         "rung": keeper.supervisor.rung.name,
+        "given_up": price(plan.settings, keeper.settings or plan.settings),
         "requests": {
             "in_flight": len(keeper.journal),
             "waiting": keeper.num_waiting,
@@ -57,6 +60,7 @@ def _event(attempt: Attempt) -> dict[str, Any]:
         "attempt": attempt.generation,
         "rung": attempt.rung,
         "price": attempt.price,
+        "reason": attempt.reason,
         "spawned_at": attempt.spawned_at_s,
         "started_at": attempt.started_at_s,
         "died_at": attempt.died_at_s,
@@ -64,6 +68,11 @@ def _event(attempt: Attempt) -> dict[str, Any]:
         "phase": death.phase if death else None,
         "message": death.message if death else None,
     }
+
+
+def _shortage(attempt: Attempt) -> str:
+    shortage = attempt.death.shortage if attempt.death else None
+    return shortage.kind.value if shortage else "unknown"
 
 
 _OWN = ("model", "replica")
@@ -100,6 +109,14 @@ class ReplicaCollector(Collector):
             Counter((death.cause.value, death.phase) for death in deaths),
             "cause",
             "phase",
+        )
+        steps = [(a, b) for a, b in pairwise(supervisor.attempts) if b.reason]
+        yield self._counter(
+            "ballast_engine_steps",
+            "Changes of settings after deaths of memory",
+            Counter((step.rung, _shortage(before)) for before, step in steps),
+            "step",
+            "shortage",
         )
         yield self._gauge("ballast_requests_in_flight", "In the journal", {(): len(keeper.journal)})
         yield self._gauge(

@@ -38,6 +38,7 @@ class Died:
     death: Death
     at_s: float
     longest_request_tokens: int = 0
+    settings: EngineSettings | None = None  # what it ran with, if the pre-check changed them
 
 
 # Effects
@@ -82,8 +83,10 @@ class Attempt:
     generation: int
     rung: str
     price: str
-    settings: EngineSettings
+    settings: EngineSettings  # that the policy asked for
     spawned_at_s: float
+    reason: str = ""  # of the step that led here
+    ran_with: EngineSettings | None = None  # known when it has died
     started_at_s: float | None = None
     died_at_s: float | None = None
     death: Death | None = None
@@ -94,11 +97,14 @@ class Attempt:
 
 
 class Policy(Protocol):
-    """The settings to go on with after memory ran out; None when there are none left."""
+    """What to go on with after memory ran out, or after the engine refused a step of ours.
+
+    The last attempt is the one that has just died.
+    """
 
     def __call__(
-        self, rungs_used: tuple[str, ...], death: Death, longest_request_tokens: int
-    ) -> Rung | None: ...
+        self, attempts: tuple[Attempt, ...], longest_request_tokens: int
+    ) -> Rung | GiveUp: ...
 
 
 def fixed(ladder: Callable[[int], tuple[Rung, ...]]) -> Policy:
@@ -108,13 +114,19 @@ def fixed(ladder: Callable[[int], tuple[Rung, ...]]) -> Policy:
     Rungs that can't work are in the list with their reason and are passed over.
     """
 
-    def policy(
-        rungs_used: tuple[str, ...], death: Death, longest_request_tokens: int
-    ) -> Rung | None:
+    def policy(attempts: tuple[Attempt, ...], longest_request_tokens: int) -> Rung | GiveUp:
         rungs = ladder(longest_request_tokens)
         names = [rung.name for rung in rungs]
-        last = max((names.index(name) for name in rungs_used if name in names), default=-1)
-        return next((rung for rung in rungs[last + 1 :] if rung.skipped_reason is None), None)
+        used = (attempt.rung for attempt in attempts)
+        last = max((names.index(name) for name in used if name in names), default=-1)
+        left = rungs[last + 1 :]
+        found = next((rung for rung in left if rung.skipped_reason is None), None)
+        passed = left[: len(left) if found is None else left.index(found)]
+        skipped = "; ".join(f"{rung.name} is skipped: {rung.skipped_reason}" for rung in passed)
+        if found is None:
+            problem = "no smaller settings are left"
+            return GiveUp(reason=f"{problem} ({skipped})" if skipped else problem)
+        return replace(found, reason=skipped or "memory ran out")
 
     return policy
 
@@ -168,15 +180,16 @@ class Supervisor:
     def _on_death(self, event: Died) -> tuple[Effect, ...]:
         if self.attempts[-1].death is not None:
             return ()
-        self._amend(died_at_s=event.at_s, death=event.death)
+        ran_with = event.settings or self.attempts[-1].settings
+        self._amend(died_at_s=event.at_s, death=event.death, ran_with=ran_with)
         reap = Reap(generation=event.generation)
         loading = all(attempt.started_at_s is None for attempt in self.attempts)
-        if event.death.is_memory:
-            used = tuple(attempt.rung for attempt in self.attempts)
-            rung = self._policy(used, event.death, event.longest_request_tokens)
-            if rung is None:
-                return (reap, self._give_up("no smaller settings are left"))
-            self._rung = rung
+        step = ""
+        if event.death.is_memory or self._refuses_a_step(event.death):
+            answer = self._policy(self.attempts, event.longest_request_tokens)
+            if isinstance(answer, GiveUp):
+                return (reap, self._give_up(answer.reason))
+            self._rung, step = answer, answer.reason
         elif loading and event.death.cause in (Cause.OTHER, Cause.REFUSED):
             return (reap, self._give_up("it can't be loaded"))  # the same again would end the same
         elif not self._may_restart(event.at_s):
@@ -184,20 +197,29 @@ class Supervisor:
             return (reap, self._give_up(f"more than {limit}"))
         self.state = State.LOADING if loading else State.RECOVERING
         self.reason = str(event.death)
-        return (reap, *self._spawn(event.at_s))
+        return (reap, *self._spawn(event.at_s, step))
+
+    def _refuses_a_step(self, death: Death) -> bool:
+        """Whether it is the settings of the last step that could not be loaded, not the model."""
+        *earlier, last = self.attempts
+        if last.started_at_s is not None or death.cause not in (Cause.REFUSED, Cause.OTHER):
+            return False
+        same = [a for a in earlier if a.settings == last.settings]
+        return bool(earlier) and not same and earlier[-1].death is not None
 
     def _may_restart(self, at_s: float) -> bool:
         recent = tuple(t for t in self._restarts_at_s if at_s - t < self._limit.window_s)
         self._restarts_at_s = (*recent, at_s)
         return len(recent) < self._limit.max_restarts
 
-    def _spawn(self, at_s: float) -> tuple[Effect, ...]:
+    def _spawn(self, at_s: float, step: str = "") -> tuple[Effect, ...]:
         attempt = Attempt(
             generation=self.generation + 1,
             rung=self._rung.name,
             price=self._rung.price,
             settings=self._rung.settings,
             spawned_at_s=at_s,
+            reason=step,
         )
         self.attempts = (*self.attempts, attempt)
         return (Spawn(generation=attempt.generation, settings=attempt.settings),)

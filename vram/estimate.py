@@ -20,6 +20,7 @@ from vram.weights import lora_bytes, weight_bytes
 # These turn whatever their budget leaves into KV cache; the others hold what requests need.
 # The fake engine follows vLLM's arithmetic, so that plans and ladders can be tried without it.
 FILL_THEIR_BUDGET = frozenset({"vllm", "fake", "tensorrt_llm", "sglang"})
+STATES_DO_NOT_FIT = "Each of"  # so begins the reason
 ENGINES = ("vllm", "transformers", "fake", "tensorrt_llm", "sglang")
 ENGINES_ON_CPU = ("vllm", "transformers", "fake")
 
@@ -253,8 +254,8 @@ def _reason(
     states = layout.num_pages(cache_bytes)
     if layout.pooled and layout.has_states and settings.max_num_seqs > states:
         return (
-            f"Each of {settings.max_num_seqs} sequences needs a block for its state, and the "
-            f"cache has {states}."
+            f"{STATES_DO_NOT_FIT} {settings.max_num_seqs} sequences needs a block for its state, "
+            f"and the cache has {states}."
         )
     if under_load_bytes > device.total_bytes:
         return (

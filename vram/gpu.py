@@ -16,6 +16,7 @@ class Device:
     total_bytes: int
     kind: Literal["cuda", "cpu"]
     bfloat16: bool = True
+    float8: bool = True
 
     def __post_init__(self) -> None:
         if self.total_bytes <= 0:
@@ -64,6 +65,8 @@ CARD_ALIASES = {
 
 # Below compute capability 8.0 there is no bfloat16.
 WITHOUT_BFLOAT16 = frozenset({"T4", "V100-16GB", "V100-32GB"})
+# Below 8.9 there is no arithmetic in 8-bit floats.
+WITHOUT_FLOAT8 = WITHOUT_BFLOAT16 | {"A10G", "RTX3090", "A100-40GB", "A100-80GB", "A6000"}
 
 
 def device_named(name: str) -> Device:
@@ -78,6 +81,7 @@ def device_named(name: str) -> Device:
         total_bytes=gib_to_bytes(CARDS_GIB[card]),
         kind="cuda",
         bfloat16=card not in WITHOUT_BFLOAT16,
+        float8=card not in WITHOUT_FLOAT8,
     )
 
 
@@ -85,4 +89,4 @@ def cpu_device(memory_bytes: int) -> Device:
     """The share of RAM that a model on the CPU may take, as if it were a card."""
     if not math.isfinite(memory_bytes):
         raise Invalid(f"{memory_bytes} is not a number of bytes", "memory")
-    return Device(name="CPU", total_bytes=int(memory_bytes), kind="cpu")
+    return Device(name="CPU", total_bytes=int(memory_bytes), kind="cpu", float8=False)

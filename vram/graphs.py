@@ -75,15 +75,21 @@ def driver_bytes(shape: ModelShape, settings: EngineSettings) -> int:
 def split_outputs_bytes(shape: ModelShape, settings: EngineSettings) -> int:
     """One set of outputs of attention's splits, for the largest captured batch of single tokens."""
     rows = ceil_div(shape.query_rows or shape.hidden_size, settings.tensor_parallel_size)
-    tokens = min(settings.max_num_seqs, LARGEST_CAPTURE)
+    tokens = min(settings.max_num_seqs, LARGEST_CAPTURE, largest_capture(shape, settings))
     return tokens * rows * SPLITS_IN_GRAPHS * SPLIT_OUTPUT_BYTES
+
+
+def largest_capture(shape: ModelShape, settings: EngineSettings) -> int:
+    """The largest batch that vLLM captures, in tokens."""
+    wanted = 2 * settings.max_num_seqs * (1 + settings.num_speculative_tokens)
+    largest = LARGER_CAPTURES.get(shape.architecture, min(wanted, LARGEST_CAPTURE))
+    largest = min(largest, settings.max_num_batched_tokens)
+    return min(largest, settings.max_cudagraph_capture_size or largest)
 
 
 def num_captures(shape: ModelShape, settings: EngineSettings) -> int:
     """How many batch sizes vLLM captures (config/vllm.py::_set_cudagraph_sizes)."""
-    wanted = 2 * settings.max_num_seqs * (1 + settings.num_speculative_tokens)
-    largest = LARGER_CAPTURES.get(shape.architecture, min(wanted, LARGEST_CAPTURE))
-    largest = min(largest, settings.max_num_batched_tokens)
+    largest = largest_capture(shape, settings)
     sizes = {size for size in (1, 2, 4) if size <= largest}
     sizes.update(range(8, min(largest + 1, 256), 8))
     sizes.update(range(256, largest + 1, 16))

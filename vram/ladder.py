@@ -5,18 +5,22 @@ from dataclasses import dataclass, replace
 from vram.estimate import estimate
 from vram.gpu import Device
 from vram.model import ModelShape
+from vram.price import price
 from vram.settings import EngineSettings
-from vram.units import gib
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
-    """One attempt. `price` is what it gives up; a reason to skip it says why it cannot help."""
+    """One attempt. `price` is what it gives up, `reason` what it answers.
+
+    A reason to skip it says why it cannot help.
+    """
 
     name: str
     settings: EngineSettings
     price: str
     skipped_reason: str | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,7 @@ def fixed_ladder(
             Rung(
                 name=step.name,
                 settings=smaller,
-                price=_price(settings, smaller),
+                price=price(settings, smaller),
                 skipped_reason=_skipped_reason(smaller, rungs, shape, device, engine),
             )
         )
@@ -88,20 +92,6 @@ def _with_smaller_cache(
     wanted_bytes = max(scaled_bytes, estimated.sequence_bytes)
     cache_bytes = min(asked_bytes, wanted_bytes, estimated.cache_left_bytes)
     return replace(smaller, kv_cache_memory_bytes=max(cache_bytes, 1))
-
-
-def _price(asked: EngineSettings, smaller: EngineSettings) -> str:
-    prices = []
-    if smaller.gpu_memory_utilization < asked.gpu_memory_utilization:
-        prices.append(
-            f"utilisation {asked.gpu_memory_utilization:.2f} → {smaller.gpu_memory_utilization:.2f}"
-        )
-    if smaller.max_model_len < asked.max_model_len:
-        prices.append(f"context {asked.max_model_len} → {smaller.max_model_len} tokens")
-    old_bytes, new_bytes = asked.kv_cache_memory_bytes, smaller.kv_cache_memory_bytes
-    if old_bytes is not None and new_bytes is not None and new_bytes < old_bytes:
-        prices.append(f"KV cache {gib(old_bytes)} → {gib(new_bytes)}")
-    return ", ".join(prices) or "nothing"
 
 
 def _skipped_reason(

@@ -1,5 +1,6 @@
 """The engine settings that decide memory, all of them filled. Knows no engine's argument names."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -31,6 +32,9 @@ class EngineSettings:
     max_lora_rank: int = 16
     num_speculative_tokens: int = 0
     enable_prefix_caching: bool = True
+    # What steps down after a death of memory turn.
+    max_cudagraph_capture_size: int | None = None  # tokens; None leaves it to the engine
+    expandable_segments: bool = False  # of torch's CUDA allocator
 
     def __post_init__(self) -> None:
         canonical_dtype(self.dtype)
@@ -43,6 +47,9 @@ class EngineSettings:
         _between("max_loras", self.max_loras, 0, 1024)
         _between("max_lora_rank", self.max_lora_rank, 1, 1024)
         _between("num_speculative_tokens", self.num_speculative_tokens, 0, 64)
+        if self.max_cudagraph_capture_size is not None:
+            captured = self.max_cudagraph_capture_size
+            _between("max_cudagraph_capture_size", captured, 1, LARGEST_CONTEXT_TOKENS)
         if not (
             math.isfinite(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1
         ):
@@ -60,6 +67,12 @@ class EngineSettings:
     @property
     def num_gpus(self) -> int:
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+def owned_settings() -> tuple[str, ...]:
+    """Settings that are planned or pinned, and so not for `engine_args`."""
+    names = tuple(field.name for field in dataclasses.fields(EngineSettings))
+    return tuple(name for name in names if name != "max_cudagraph_capture_size")
 
 
 def _between(setting: str, value: int, lowest: int, highest: int) -> None:

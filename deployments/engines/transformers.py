@@ -8,11 +8,13 @@ import asyncio
 import dataclasses
 import importlib.util
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from deployments import allocator
 from deployments.engines.protocol import Listener, LoadFailed, Measurement, TokenRequest
 from deployments.errors import EngineDied, EngineMissing, Invalid, UnknownOption
 from deployments.faults import Phase
@@ -160,6 +162,9 @@ class TransformersEngine:
             options=self._options,
             make_batch=self._make_batch,
         )
+        variables = allocator.variables(settings, os.environ)
+        if variables:
+            options["runtime_env"] = {"env_vars": variables}
         make = ray.remote(concurrency_groups={STEPS: 1}, max_restarts=0, **options)
         return make(TransformersActor).remote(spec)
 

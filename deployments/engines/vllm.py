@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from deployments import orphans, processes
+from deployments import allocator, orphans, processes
 from deployments.engines import leftovers
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
 from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
@@ -114,7 +114,11 @@ class VLLMEngine:
         # Only what starts here inherits it: vLLM has helpers of its own that are no engines.
         os.environ[BLACK_BOX] = str(self._black_box)
         try:
-            with processes.marked(self._life), leftovers.kept_in(self._life_folder):
+            with (
+                processes.marked(self._life),
+                leftovers.kept_in(self._life_folder),
+                allocator.environment(settings),
+            ):
                 core = EngineCoreClient.make_async_mp_client(
                     vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
                 )

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from deployments.engines.protocol import Step
 from deployments.engines.vllm import VLLMEngine
 from deployments.errors import LadderExhausted, UnknownOption
-from vram.settings import EngineSettings
+from vram.settings import EngineSettings, owned_settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Facts that the plan or the deployment owns: with a second owner the engine could differ from its
 # placement.
-_OWNED = frozenset(field.name for field in dataclasses.fields(EngineSettings)) | {
+_OWNED = frozenset(owned_settings()) | {
     "api_key",
     "disable_log_stats",
     "distributed_executor_backend",
@@ -143,6 +143,11 @@ def planned_args(settings: EngineSettings) -> dict[str, Any]:
     """The plan in vLLM's words. The draft model of speculative tokens is in `engine_args`."""
     args = dataclasses.asdict(settings)
     del args["num_speculative_tokens"]
+    del args["expandable_segments"]  # in the environment of its processes
+    if settings.max_cudagraph_capture_size is None:
+        del args["max_cudagraph_capture_size"]
+    else:
+        args["cudagraph_capture_sizes"] = None  # a list of the user's would say otherwise
     args["enable_expert_parallel"] = args.pop("expert_parallel")
     if not settings.max_loras:
         del args["max_loras"], args["max_lora_rank"]
