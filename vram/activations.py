@@ -68,12 +68,32 @@ def peak_activation(
                 "embedding + max_num_batched_tokens x 2 hidden x dtype",
             )
         )
+    older = device.kind == "cuda" and not newer_runner(shape, device, engine)
+    if shape.encoder_width and older:
+        # gpu_model_runner.py::profile_run: a batch of images; what it makes stays for the next.
+        images_bytes = (
+            settings.max_num_batched_tokens * shape.hidden_size * dtype_bytes(settings.dtype)
+        )
+        forward, formula = candidates[0]
+        candidates[0] = forward + images_bytes, f"{formula} + encoded images"
+        candidates.append(
+            (
+                encoder_bytes(shape, settings) + images_bytes,
+                "max_num_batched_tokens of images x the tower's widest layer x dtype",
+            )
+        )
     if shape.generates:
         sampler_bytes, formula = _sampler(shape, settings, device, engine)
         beside_bytes = WORKSPACE_BYTES if newer_runner(shape, device, engine) else fixed_bytes
         candidates.append((sampler_bytes + kept_bytes + beside_bytes, formula))
     size_bytes, formula = max(candidates)
     return Overhead(size_bytes=size_bytes, formula=formula, source=EVIDENCE)
+
+
+def encoder_bytes(shape: ModelShape, settings: EngineSettings) -> int:
+    """A batch of images that becomes max_num_batched_tokens, in the tower. Not measured."""
+    tokens = settings.max_num_batched_tokens  # multimodal/encoder_budget.py of vLLM
+    return tokens * shape.encoder_width * dtype_bytes(settings.dtype)
 
 
 def forward_bytes(shape: ModelShape, settings: EngineSettings) -> int:

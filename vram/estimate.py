@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 
 from vram import overhead
-from vram.activations import peak_activation
+from vram.activations import encoder_bytes, peak_activation
+from vram.adapters import adapter_bytes
 from vram.allocator import kept_blocks
 from vram.attention import split_accumulators
 from vram.errors import Invalid
 from vram.gpu import Device
-from vram.graphs import counted_graph_bytes, cuda_graphs
+from vram.graphs import counted_graph_bytes, cuda_graphs, driver_bytes
 from vram.kv_cache import CacheLayout, cache_layout
 from vram.model import ModelShape
-from vram.overhead import Overhead
+from vram.overhead import Overhead, newer_runner
 from vram.quantization import named
 from vram.settings import EngineSettings
 from vram.units import gib
-from vram.weights import lora_bytes, weight_bytes
+from vram.weights import weight_bytes
 
 # These turn whatever their budget leaves into KV cache; the others hold what requests need.
 # The fake engine follows vLLM's arithmetic, so that plans and ladders can be tried without it.
@@ -105,13 +106,22 @@ def estimate(
     if device.kind == "cuda":
         peak_bytes = fixed["peak_activation"].size_bytes
         outside["allocator_slack"] = kept_blocks(shape, settings, device, engine, peak_bytes)
-    accumulators = split_accumulators(shape, settings, device, engine)
+    at_peak = {"split_accumulators": split_accumulators(shape, settings, device, engine)}
+    if shape.encoder_width and device.kind == "cuda" and newer_runner(shape, device, engine):
+        at_peak["encoder_batch"] = Overhead(
+            size_bytes=encoder_bytes(shape, settings),
+            formula="a batch of images: max_num_batched_tokens x the tower's widest layer x dtype",
+            source="vLLM 0.26: its newer runner does not profile the tower; not measured",
+        )
     under_load_bytes = total_bytes + sum(part.size_bytes for part in outside.values())
+    reason = _reason(
+        settings, device, layout, cache.size_bytes, cache_left_bytes, under_load_bytes, fixed
+    )
     return Estimate(
         engine=engine,
         items=_items({"weights": fixed.pop("weights"), "kv_cache": cache} | fixed),
         outside=_items(outside),
-        at_peak=_items({"split_accumulators": accumulators}),
+        at_peak=_items(at_peak),
         budget_bytes=budget_bytes,
         total_bytes=total_bytes,
         device_use_under_load_bytes=under_load_bytes,
@@ -119,9 +129,7 @@ def estimate(
         sequence_bytes=sequence_bytes,
         token_bytes=layout.token_bytes,
         cache_left_bytes=cache_left_bytes,
-        reason=_reason(
-            settings, device, layout, cache.size_bytes, cache_left_bytes, under_load_bytes
-        ),
+        reason=reason,
     )
 
 
@@ -174,13 +182,26 @@ def _fixed(
     }
     if settings.max_loras:
         fixed["lora"] = Overhead(
-            size_bytes=lora_bytes(shape, settings),
+            size_bytes=adapter_bytes(shape, settings),
             formula=f"{settings.max_loras} slots x rank {settings.max_lora_rank} x projections",
-            source="vLLM, lora/layers",
+            source="vLLM 0.26, lora/layers; not measured",
         )
     if draft is not None:
-        fixed["draft_model"] = _weights(draft, settings, device)
+        fixed["draft_model"] = _draft(draft, settings, device, engine)
     return fixed
+
+
+def _draft(draft: ModelShape, settings: EngineSettings, device: Device, engine: str) -> Overhead:
+    """Its weights and graphs; its batches are narrower than the model's, and come after them."""
+    weights = _weights(draft, settings, device)
+    graph_bytes = 0
+    if overhead.compiles(settings, device, engine):
+        graph_bytes = driver_bytes(draft, settings)
+    return Overhead(
+        size_bytes=weights.size_bytes + graph_bytes,
+        formula=f"{weights.formula} + its layers x captures",
+        source=weights.source,
+    )
 
 
 def _weights(shape: ModelShape, settings: EngineSettings, device: Device) -> Overhead:
@@ -237,13 +258,19 @@ def _reason(
     cache_bytes: int,
     cache_left_bytes: int,
     under_load_bytes: int,
+    fixed: dict[str, Overhead],
 ) -> str:
     """The first thing that is wrong, in the words of the item at fault."""
     share = f"{settings.gpu_memory_utilization:.2f} of {gib(device.total_bytes)}"
+    largest = max(fixed, key=lambda name: fixed[name].size_bytes)
+    most = f"{largest} {gib(fixed[largest].size_bytes)} of it"
     if not layout.groups and cache_left_bytes < 0:
-        return f"Weights, activations and overhead take more than {share}."
+        return f"Weights, activations and overhead take more than {share}, {most}."
     if layout.groups and cache_bytes <= 0:
-        return f"No room for the KV cache: weights, activations and overhead take all of {share}."
+        return (
+            f"No room for the KV cache: weights, activations and overhead take all of {share}, "
+            f"{most}."
+        )
     sequence_bytes = layout.sequence_bytes(settings.max_model_len)
     if cache_bytes < sequence_bytes:
         longest = layout.longest_context(cache_bytes, settings.max_model_len)

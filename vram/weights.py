@@ -115,25 +115,6 @@ def layers_per_stage(num_layers: int, pipeline_parallel_size: int) -> list[int]:
     return layers
 
 
-def lora_bytes(shape: ModelShape, settings: EngineSettings) -> int:
-    """Slots for adapters: two low-rank factors beside every projection (lora/layers of vLLM)."""
-    if not settings.max_loras:
-        return 0
-    degree = settings.tensor_parallel_size
-    per_stage = []
-    for stage in stages(shape, settings.pipeline_parallel_size):
-        elements = 0
-        for kind, number in Counter(stage.layers).items():
-            elements += number * sum(
-                count * (len(tensor.rows) * tensor.columns.on(degree) + _rows(tensor, degree))
-                for tensor, count in shape.kinds[kind].tensors
-                if tensor.kind == "linear"
-            )
-        per_stage.append(elements)
-    slots = settings.max_loras * settings.max_lora_rank
-    return max(per_stage) * slots * dtype_bytes(settings.dtype)
-
-
 def checkpoint_bits(shape: ModelShape) -> int:
     """The checkpoint's own size in bits, whole and unpadded, by the config."""
     split = Split(

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vram.adapters import adapter_bytes
 from vram.model import ModelShape
 from vram.quantization import Quantization
 from vram.settings import EngineSettings
 from vram.units import GIB
-from vram.weights import checkpoint_bits, layers_per_stage, lora_bytes, weight_bytes
+from vram.weights import checkpoint_bits, layers_per_stage, weight_bytes
 
 CONFIGS = Path(__file__).parent / "configs"
 MODELS = (
@@ -136,10 +137,24 @@ def test_experts_are_handed_out_whole_when_asked(shape_of, settings_with) -> Non
 
 def test_adapters_take_two_factors_for_each_projection(shape_of, settings_with) -> None:
     shape = shape_of("llama-3.1-8b")
-    found = lora_bytes(shape, settings_with(max_loras=2, max_lora_rank=16))
+    found = adapter_bytes(shape, settings_with(max_loras=2, max_lora_rank=16))
     per_layer = 3 * 4096 + 6144 + 2 * 4096 + 2 * 4096 + 28672 + 14336 + 4096
-    assert found == 2 * 16 * 32 * per_layer * 2
-    assert lora_bytes(shape, settings_with()) == 0
+    vocabulary = 2 * (128256 + 4096)  # embedding and head
+    assert found == 2 * 16 * (32 * per_layer + vocabulary) * 2
+    assert adapter_bytes(shape, settings_with()) == 0
+
+
+def test_adapters_have_factors_for_every_expert(shape_of, settings_with) -> None:
+    shape = shape_of("qwen1.5-moe-a2.7b")
+    sliced = settings_with(max_loras=1, max_lora_rank=1, tensor_parallel_size=2)
+    whole = settings_with(
+        max_loras=1, max_lora_rank=1, tensor_parallel_size=2, expert_parallel=True
+    )
+    # Of 60 experts: gate and up 2 x 2048 in and 1408 out, down 1408 in and 2048 out.
+    split_bytes = 60 * (2 * 2048 + 1408 + 704 + 2048) * 24 * 2
+    handed_bytes = 30 * (2 * 2048 + 2 * 1408 + 1408 + 2048) * 24 * 2
+    difference = adapter_bytes(shape, sliced) - adapter_bytes(shape, whole)
+    assert difference == split_bytes - handed_bytes
 
 
 def test_deepseeks_absorbed_matrices_are_held_and_not_counted_as_parameters(
