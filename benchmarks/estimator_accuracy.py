@@ -92,6 +92,7 @@ def values(found: Estimate) -> dict[str, float]:
     sizes = {item.name: item.bytes / GIB for item in found.items}
     sizes["kv_cache_tokens"] = found.kv_cache_tokens
     sizes["device"] = found.device_use_under_load_bytes / GIB
+    sizes["device_hard"] = found.device_use_at_peak_bytes / GIB
     return sizes
 
 

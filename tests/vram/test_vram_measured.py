@@ -1,9 +1,12 @@
 """The issue's own limits, on the half of the measured loads that no constant was fitted on."""
 
+from dataclasses import replace
+
 import pytest
 
 from vram.errors import DoesNotFit
-from vram.remedy import refusal
+from vram.estimate import estimate
+from vram.remedy import refusal, remedies
 
 accuracy = pytest.importorskip("benchmarks.estimator_accuracy", reason="run from the root")
 from benchmarks.estimator_loads import Load, device, fitted, read_loads  # noqa: E402
@@ -55,6 +58,30 @@ def test_a_load_that_failed_is_refused_beforehand_with_a_setting_that_works(load
         "max_num_batched_tokens",
         "quantization",
     }
+
+
+@pytest.mark.parametrize("load", FAILED, ids=lambda load: load.name)
+def test_every_remedy_of_a_load_that_failed_fits_when_it_is_pinned(load: Load) -> None:
+    card = device()
+    found = remedies(load.shape, load.settings, card, "vllm", card.total_bytes)
+    assert found
+    for remedy in found:
+        turned = replace(load.settings, **{remedy.setting: remedy.value}, **dict(remedy.also))
+        again = estimate(load.shape, turned, card)
+        assert again.fits, (str(remedy), again.reason)
+        assert again.device_use_under_load_bytes <= card.total_bytes
+
+
+def test_a_failed_load_names_the_item_at_fault() -> None:
+    too_big = next(load for load in FAILED if load.model == "qwen2.5-72b")
+    assert too_big.estimated(device()).reason.endswith("weights 135.4 GiB of it.")
+
+
+def test_the_hardest_batch_is_estimated_too() -> None:
+    for comparison in accuracy.compared(fitted(LOADS, "report")):
+        measured = comparison.load.measured.get("device_hard")
+        if measured is not None:
+            assert comparison.estimated["device_hard"] > 0.99 * measured
 
 
 def test_a_context_that_is_too_long_is_answered_as_vllm_answers() -> None:
