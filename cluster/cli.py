@@ -80,6 +80,32 @@ def estimate(
     raise typer.Exit(0 if found[0].fits else 2)
 
 
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="a file as in serve_configs/")],
+    gpus: Annotated[str | None, typer.Option(help='as in "2x8xH200, 1x4xL40S"')] = None,
+    inventory: Annotated[
+        Path | None, typer.Option(help="nodes and cards, as YAML or JSON (docs/planning.md)")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="for machines, in bytes")] = False,
+    lang: Annotated[str | None, typer.Option(help="en or zh; the locale's otherwise")] = None,
+) -> None:
+    """Say where every model of a config would run and why; start nothing. Exit code 2: no room."""
+    from cluster.languages import language_of
+    from cluster.plan_command import plan_config
+    from cluster.plan_document import document
+    from cluster.plan_report import show
+    from cluster.terminal import output, print_json
+
+    language = language_of(lang, os.environ)
+    answer = plan_config(config, gpus=gpus, inventory=inventory)
+    if json:
+        print_json(document(answer))
+    else:
+        show(answer, output(), language)
+    raise typer.Exit(0 if answer.fits else 2)
+
+
 @app.command("demo-model")
 def demo_model(folder: Annotated[Path, typer.Argument(help="where to write it")]) -> None:
     """Write the demo model: tiny, from a seed, no download."""

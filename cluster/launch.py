@@ -17,8 +17,8 @@ import psutil
 
 from cluster.ports import holder_of, taken_of
 from cluster.serve_config import ServeConfig
-from deployments.app import make_plan
 from deployments.errors import BallastError, Invalid
+from deployments.planning import make_plan
 from deployments.supervisor import State
 from vram.units import gib
 
@@ -53,6 +53,12 @@ def check(config: ServeConfig, say: Say, env: Mapping[str, str] = os.environ) ->
             f"http_options.host: 127.0.0.1"
         )
     for model in config.models:
+        if model.device.kind == "cuda" and model.device.name is None:
+            say(
+                f"{model.name}: {model.engine}; the cluster's cards decide when Ray is up, and "
+                "`ballast plan` says what they would (device.name is not given)"
+            )
+            continue
         plan, placed = make_plan(model)
         where = " + ".join(str(dict(bundle)) for bundle in placed.bundles)
         say(

@@ -7,21 +7,11 @@ from ray import serve
 from deployments.config import ModelConfig
 from deployments.engines.vllm_plugin import SHARE_CORES
 from deployments.gateway import MODEL_DEPLOYMENT
+from deployments.planning import make_plan
 from deployments.relay.deployment import RELAY_DEPLOYMENT, Relay
 from deployments.replica import Replica
-from deployments.shapes import shape_of
-from placement.bundles import Bundles, bundles
-from vram.plan import Plan, plan
-
-
-def make_plan(config: ModelConfig) -> tuple[Plan, Bundles]:
-    """What the model gets and where it has to be. Raises `Invalid` with what to change."""
-    planned = plan(
-        shape_of(config), config.wishes(), config.device.device(), config.engine, name=config.name
-    )
-    return planned, bundles(
-        planned, replica_cpus=config.replica_cpus, engine_cpus=config.engine_cpus
-    )
+from placement.nodes import Node
+from vram.plan import Plan
 
 
 def build(args: ModelConfig) -> serve.Application:
@@ -38,7 +28,7 @@ def build(args: ModelConfig) -> serve.Application:
 
 
 def _model(args: ModelConfig, replica: type) -> serve.Application:
-    planned, placed = make_plan(args)
+    planned, placed = make_plan(args, _cluster(args))
     return (
         serve.deployment(name=MODEL_DEPLOYMENT)(replica)
         .options(
@@ -57,6 +47,18 @@ def _model(args: ModelConfig, replica: type) -> serve.Application:
         )
         .bind(args, planned, placed)
     )
+
+
+def _cluster(config: ModelConfig) -> tuple[Node, ...] | None:
+    """What the cards are chosen from; None where the config says which and how many.
+
+    What is in use counts as free: at a new deployment the model's own cards are.
+    """
+    if not config.leaves_cards_to_the_plan:
+        return None
+    from placement.inventory import connected, read_inventory
+
+    return read_inventory(as_if_empty=True) if connected() else None
 
 
 def _with_absolute_paths(config: ModelConfig) -> ModelConfig:

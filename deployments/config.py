@@ -9,6 +9,8 @@ from deployments.engines.registry import check_engine
 from deployments.engines.transformers import KNOWN_OPTIONS, PHASES
 from deployments.errors import UnknownOption
 from deployments.faults import Fault, Phase
+from deployments.wishes import problem_with_wishes
+from placement.requests import Objective
 from vram.gpu import Device, cpu_device, device_named
 from vram.plan import Wishes
 from vram.settings import owned_settings
@@ -35,7 +37,9 @@ class DeviceConfig(_Strict):
     kind: Literal["cuda", "cpu"] = "cuda"
     name: str | None = Field(None, description="card, as in `H200` or `A100-80GB`; for kind cuda")
     memory_gib: float | None = Field(None, gt=0, description="its memory; for kind cpu")
-    gpu_fraction: float = Field(1.0, gt=0, le=1, description="share of the card, for small models")
+    gpu_fraction: float | None = Field(
+        None, gt=0, le=1, description="share of the card, for small models"
+    )
 
     @model_validator(mode="after")
     def _one_way_to_say_it(self) -> "DeviceConfig":
@@ -46,16 +50,12 @@ class DeviceConfig(_Strict):
                 "device.memory_gib is missing: say how much RAM the model may use",
             ),
             (
-                on_cpu and self.gpu_fraction != 1.0,
+                on_cpu and self.gpu_fraction is not None,
                 "device.gpu_fraction has no effect on a CPU; lower memory_gib instead",
             ),
             (
                 on_cpu and self.name is not None,
                 "device.name has no effect on a CPU: remove it, or write kind: cuda",
-            ),
-            (
-                not on_cpu and self.name is None,
-                "device.name is missing: name the card, as in `H200`",
             ),
             (
                 not on_cpu and self.memory_gib is not None,
@@ -68,11 +68,11 @@ class DeviceConfig(_Strict):
             raise ValueError(problem)
         return self
 
-    def device(self) -> Device:
+    def device(self) -> Device | None:
+        """None leaves the card to the plan."""
         if self.kind == "cpu":
             return cpu_device(int((self.memory_gib or 0) * GIB))
-        assert self.name is not None
-        return device_named(self.name)
+        return None if self.name is None else device_named(self.name)
 
 
 class RecoveryConfig(_Strict):
@@ -120,6 +120,14 @@ class ModelConfig(_Strict):
     model: str = Field(description="a local folder or a Hugging Face name")
     engine: str = "vllm"
     device: DeviceConfig
+
+    # What it has to be good for; and how many cards a replica may take for it.
+    objective: Objective | None = None
+    context: int | None = Field(None, ge=1, description="tokens that one request may have at least")
+    concurrency: int | None = Field(
+        None, ge=1, le=1 << 20, description="requests of `context` tokens that it holds at once"
+    )
+    max_gpus: int | None = Field(None, ge=1, le=1024)
 
     # Pins for the planner; what is left out, it chooses.
     dtype: str | None = None
@@ -203,8 +211,25 @@ class ModelConfig(_Strict):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _no_wish_without_effect(self) -> "ModelConfig":
+        problem = problem_with_wishes(self)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    @property
+    def leaves_cards_to_the_plan(self) -> bool:
+        """Whether the answer depends on which cards there are, and how many."""
+        if self.device.kind == "cpu":
+            return False
+        one_card = self.engine in _OWN_ENGINES or self.device.gpu_fraction not in (None, 1.0)
+        return self.device.name is None or (self.tensor_parallel_size is None and not one_card)
+
     def wishes(self) -> Wishes:
         return Wishes(
+            context=self.context,
+            concurrency=self.concurrency,
             dtype=self.dtype,
             quantization=self.quantization,
             kv_cache_dtype=self.kv_cache_dtype,

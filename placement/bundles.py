@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from vram.errors import Invalid
 from vram.plan import Plan
 
+# Ray's way of asking for a kind of card: a little of a resource of which a node has 1.
+LABEL_SHARE = 0.001
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundles:
@@ -14,8 +17,13 @@ class Bundles:
     strategy: str
 
 
-def bundles(plan: Plan, replica_cpus: float = 1.0, engine_cpus: float = 1.0) -> Bundles:
-    """The replica's bundle first, then one for each GPU, or one with RAM on the CPU."""
+def bundles(
+    plan: Plan, replica_cpus: float = 1.0, engine_cpus: float = 1.0, card_label: str = ""
+) -> Bundles:
+    """The replica's bundle first, then one for each GPU, or one with RAM on the CPU.
+
+    `card_label` is Ray's accelerator_type of the card, where a cluster has several kinds.
+    """
     for setting, cpus in (("replica_cpus", replica_cpus), ("engine_cpus", engine_cpus)):
         if not 0 <= cpus < 1 << 20:
             raise Invalid(f"{setting} is {cpus}; it is 0 or more", setting)
@@ -32,6 +40,8 @@ def bundles(plan: Plan, replica_cpus: float = 1.0, engine_cpus: float = 1.0) -> 
             "gpu_fraction",
         )
     engine = {"CPU": float(engine_cpus), "GPU": float(plan.gpu_fraction)}
+    if card_label:
+        engine[f"accelerator_type:{card_label}"] = LABEL_SHARE
     # A tensor-parallel group talks at every layer and stays on one node; stages may spread.
     strategy = "STRICT_PACK" if settings.pipeline_parallel_size == 1 else "PACK"
     return Bundles(

@@ -26,6 +26,7 @@ class Placed:
     plan: Plan
     slots: tuple[Slot, ...]
     num_fitting_nodes: int
+    full_nodes: tuple[tuple[str, int], ...]  # why nodes with such cards had none, and how many
     option: Option | None  # None on the CPU
     passed_over: tuple[Option, ...]  # better ones, for which there was no room
 
@@ -63,14 +64,23 @@ class _Replica:
         return self.request.name, self.index
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """What one replica got: which of its options, where, and how it was elsewhere."""
+
+    number: int
+    need: Need
+    slots: tuple[Slot, ...]
+    num_fitting: int
+    full_nodes: tuple[tuple[str, int], ...]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Round:
     """One attempt to place everybody: what each got, and which of its options that was."""
 
     rooms: Rooms
-    taken: dict[tuple[str, int], tuple[int, Need, tuple[Slot, ...], int]] = field(
-        default_factory=dict
-    )
+    taken: dict[tuple[str, int], _Taken] = field(default_factory=dict)
     left_out: list[_Replica] = field(default_factory=list)
 
 
@@ -98,15 +108,16 @@ def choose(requests: Sequence[Request], nodes: Sequence[Node]) -> Decision:
                 error = _no_room(request, menus[request.name], kinds, found.rooms)
                 unplaced.append(Unplaced(request=request, replica=index, error=error))
                 continue
-            number, _, slots, num_fitting = taken
+            number = taken.number
             options = menus[request.name].options
             placed.append(
                 Placed(
                     request=request,
                     replica=index,
                     plan=options[number].plan,
-                    slots=slots,
-                    num_fitting_nodes=num_fitting,
+                    slots=taken.slots,
+                    num_fitting_nodes=taken.num_fitting,
+                    full_nodes=taken.full_nodes,
                     option=options[number] if options[number].plan.device.kind == "cuda" else None,
                     passed_over=options[:number],
                 )
@@ -207,9 +218,16 @@ def _take_first(
     for number in numbers:
         option = menus[request.name].options[number]
         need = need_of(option.plan, request.replica_cpus, request.engine_cpus, any_larger=False)
+        full_nodes = this.rooms.full(need)
         slots, num_fitting = this.rooms.take(need)
         if slots:
-            this.taken[replica.key] = (number, need, slots, num_fitting)
+            this.taken[replica.key] = _Taken(
+                number=number,
+                need=need,
+                slots=slots,
+                num_fitting=num_fitting,
+                full_nodes=full_nodes,
+            )
             return True
     return False
 
@@ -218,12 +236,12 @@ def _upgrade(this: _Round, replica: _Replica, menus: Mapping[str, Menu]) -> None
     """What the thrifty left over goes to those whose better options fit into it."""
     if replica.key not in this.taken:
         return
-    number, need, slots, _ = this.taken[replica.key]
-    if number == 0:
+    taken = this.taken[replica.key]
+    if taken.number == 0:
         return
-    this.rooms.give_back(need, slots)
-    if not _take_first(this, replica, menus, range(number)):
-        this.rooms.take_again(need, slots)
+    this.rooms.give_back(taken.need, taken.slots)
+    if not _take_first(this, replica, menus, range(taken.number)):
+        this.rooms.take_again(taken.need, taken.slots)
 
 
 def _no_room(

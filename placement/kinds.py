@@ -1,5 +1,6 @@
 """The kinds of cards in an inventory: what a model can be planned for. Knows no models."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ NVLINK_CARDS = frozenset(
 # Where nobody says how many cards a node has: a server with eight.
 USUAL_CARDS_PER_NODE = 8
 SLICE = " MIG "
+# Two makes of 80 GB differ by less.
+CLEARLY_SMALLER = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ def usual_nodes(device: Device, max_gpus: int | None) -> tuple[Node, ...]:
             name=f"{device.name.lower()}-{index}",
             gpus=(device,) * USUAL_CARDS_PER_NODE,
             free=(1.0,) * USUAL_CARDS_PER_NODE,
-            cpus=float("inf"),
+            cpus=math.inf,
         )
         for index in range(num_nodes)
     )
@@ -77,7 +80,9 @@ def next_smaller(device: Device, kinds: Sequence[CardKind]) -> Device | None:
     here = [kind.device for kind in kinds if not kind.is_slice]
     known = [device_named(name) for name in CARDS_GIB]
     for cards in (here, known):
-        smaller = [card for card in cards if card.total_bytes < device.total_bytes]
+        smaller = [
+            card for card in cards if card.total_bytes < CLEARLY_SMALLER * device.total_bytes
+        ]
         if smaller:
             return max(smaller, key=lambda card: (card.total_bytes, card.name))
     return None

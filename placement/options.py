@@ -29,6 +29,7 @@ SMALLEST_SHARE = 0.05
 SHARES_TO_TRY = 6
 # Every stage more lets a request wait once more at every token.
 MOST_STAGES = 8
+ON_ONE_CARD = frozenset({"transformers", "fake"})
 # Engines that can keep the cache in 8 bits.
 WITH_FP8_CACHE = frozenset({"vllm", "fake", "sglang"})
 
@@ -132,7 +133,7 @@ def splits(request: Request, kind: CardKind) -> list[tuple[int, int]]:
     if wishes.gpu_fraction is not None and wishes.gpu_fraction < 1:
         return [(wishes.tensor_parallel_size or 1, wishes.pipeline_parallel_size or 1)]
     most = min(kind.total, request.max_gpus or kind.total)
-    if kind.is_slice or request.engine in ("transformers",):
+    if kind.is_slice or request.engine in ON_ONE_CARD:
         most = 1
     if wishes.tensor_parallel_size is not None:
         degrees = [wishes.tensor_parallel_size]
@@ -152,7 +153,7 @@ def splits(request: Request, kind: CardKind) -> list[tuple[int, int]]:
             or wishes.tensor_parallel_size is not None
         ]
     found = [(degree, 1) for degree in degrees]
-    if wishes.tensor_parallel_size is None and request.engine != "transformers":
+    if wishes.tensor_parallel_size is None and request.engine not in ON_ONE_CARD:
         widest = degrees[-1]
         stages = min(most // widest, request.shape.num_layers, MOST_STAGES)
         found += [(widest, number) for number in range(2, stages + 1)]

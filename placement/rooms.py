@@ -1,6 +1,6 @@
 """What is left of every node while models are placed one after the other. Chooses no plan."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -184,6 +184,13 @@ class Rooms:
         if need.stages > 1:
             return sum(number // need.stage_gpus for number in cards)
         return max(cards, default=0)
+
+    def full(self, need: Need) -> tuple[tuple[str, int], ...]:
+        """Of the nodes with such cards: why some have no room, and how many say the same."""
+        problems = (
+            room.problem(need, need.num_gpus, need.replica_cpus) for room in self._candidates(need)
+        )
+        return tuple(Counter(problem for problem in problems if problem).most_common())
 
     def problems(self, need: Need) -> Iterable[tuple[str, str]]:
         """Each node that has no room, by name, and why."""

@@ -3,7 +3,7 @@
 import math
 import re
 
-from placement.nodes import Node
+from placement.nodes import UNKNOWN_RAM_BYTES, Node
 from vram.errors import Invalid
 from vram.gpu import device_named
 
@@ -17,7 +17,7 @@ GROUP = re.compile(
 
 
 def nodes_from_words(words: str) -> tuple[Node, ...]:
-    """Nodes with every card free; their CPUs are not known, so they never stand in the way."""
+    """Nodes with every card free; CPUs and RAM are not known, so they never stand in the way."""
     nodes: list[Node] = []
     num_gpus = 0
     for words_of_group in words.split(","):
@@ -41,6 +41,7 @@ def nodes_from_words(words: str) -> tuple[Node, ...]:
                 gpus=(card,) * gpus_per_node,
                 free=(1.0,) * gpus_per_node,
                 cpus=math.inf,
+                memory_bytes=UNKNOWN_RAM_BYTES,
             )
             for index in range(num_nodes)
         ]

@@ -11,9 +11,9 @@ import yaml
 from cluster.demo_model import build_demo_model
 from cluster.launch import check
 from cluster.serve_config import ServeConfig, read_serve_config
-from deployments.app import make_plan
 from deployments.config import ModelConfig
 from deployments.errors import Invalid
+from deployments.planning import make_plan
 from placement.fit import Placement, place
 from placement.words import nodes_from_words
 from vram.errors import DoesNotFit
@@ -185,7 +185,13 @@ WRONG: dict[str, tuple[Callable[[Document], None], tuple[str, ...]]] = {
     ),
     "unknown key of the gateway": (set_args(0, keys="x"), ("applications.0.args.keys",)),
     "missing device": (drop_args(1, "device"), ("applications.1.args.device is missing",)),
-    "card without a name": (set_args(1, device={"kind": "cuda"}), ("args.device", "device.name")),
+    "objective without effect": (
+        set_args(1, objective="latency"),
+        ("applications.1.args", "objective has no effect on a CPU"),
+    ),
+    "unknown objective": (set_args(1, objective="fast"), ("args.objective", "'throughput'")),
+    "cards for a CPU": (set_args(1, max_gpus=2), ("max_gpus has no effect on a CPU",)),
+    "context beside its pin": (set_args(1, context=1024), ("context has no effect beside",)),
     "RAM without a size": (set_args(1, device={"kind": "cpu"}), ("args.device", "memory_gib")),
     "share of a CPU": (
         set_args(1, device={"kind": "cpu", "memory_gib": 4, "gpu_fraction": 0.5}),
@@ -308,7 +314,7 @@ def model_config(**changes: Any) -> ModelConfig:
 
 def test_a_model_that_can_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(DoesNotFit, match=r"^big .* needs .* GiB.* It fits on \d GPUs\.") as refused:
-        make_plan(model_config())
+        make_plan(model_config(max_gpus=1))
     assert "\n" not in str(refused.value)
     assert refused.value.available_bytes <= gib_to_bytes(79.19)
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.app import make_plan
 from deployments.config import DeviceConfig, ModelConfig
 from deployments.errors import Invalid
+from deployments.planning import make_plan
 from deployments.replica import Replica
 
 

@@ -10,13 +10,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from samples import KILLED
 from test_openai_harness import until
 
-from deployments.app import make_plan
 from deployments.config import DeviceConfig, ModelConfig
 from deployments.engines.fake import FakeEngine
 from deployments.engines.protocol import TokenRequest
 from deployments.keeper import Keeper
 from deployments.measurements import Measurements
 from deployments.metrics import merge
+from deployments.planning import make_plan
 from deployments.status import ReplicaCollector, report
 from deployments.supervisor import RestartLimit, State, Supervisor, fixed
 from vram.ladder import Rung
