@@ -198,10 +198,11 @@ def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
                 shape, settings, plan.device, free_bytes, plan.engine, name=config.name
             )
         except DoesNotFit as refusal:
+            context = [i.bytes for i in plan.estimate.outside if i.name == "context"]
             shortage = Shortage(
                 kind=ShortageKind.NOT_FREE,
                 asked_bytes=refusal.needed_bytes,
-                free_bytes=free_bytes,
+                free_bytes=max(free_bytes - sum(context), 0),  # as its engine would see it
                 total_bytes=plan.device.total_bytes,
             )
             death = Death(

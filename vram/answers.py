@@ -9,7 +9,7 @@ from dataclasses import replace
 from vram import changes
 from vram.case import Case
 from vram.changes import Change
-from vram.floor import longest, longest_held
+from vram.floor import fits, longest, longest_held, seen_free_bytes
 from vram.ladder import fixed_ladder
 from vram.settings import EngineSettings
 from vram.shortage import ShortageKind
@@ -20,8 +20,7 @@ Group = Iterable[Change]
 # Without a number of what was short.
 SHARE_LESS_IF_UNKNOWN = 0.05
 # The same settings again, where it was not these that were at fault.
-TIMES_DISTURBED = 3
-TIMES_BESIDE_ANOTHER = 2
+TIMES_THE_SAME = 3
 # Where an fp8 cache would keep more than twice the context, precision is the smaller price.
 CONTEXT_WORTH_KEEPING = 0.5
 
@@ -33,14 +32,15 @@ def answers(case: Case) -> Iterator[Group]:
 
 def may_repeat(case: Case) -> bool:
     """Whether the same settings may be tried again: something else was at fault, so many times."""
-    shortage = case.shortage
-    match shortage.kind:
+    if case.repeats >= TIMES_THE_SAME:
+        return False
+    match case.shortage.kind:
         case ShortageKind.DISTURBED:
-            return case.repeats < TIMES_DISTURBED
-        case ShortageKind.WEIGHTS:
-            missing_bytes = shortage.missing_bytes
-            is_others = missing_bytes is not None and (shortage.others_bytes or 0) >= missing_bytes
-            return is_others and case.repeats < TIMES_BESIDE_ANOTHER
+            return True
+        case ShortageKind.NOT_FREE:
+            return seen_free_bytes(case, case.shortage) is None
+        case ShortageKind.WEIGHTS:  # they are known to the byte: if they fit, somebody was in them
+            return fits(case, case.settings)
     return False
 
 
@@ -53,7 +53,8 @@ def less_bytes(case: Case) -> int:
 
 
 def _not_free(case: Case, settings: EngineSettings) -> Iterator[Group]:
-    free_bytes = case.shortage.free_bytes
+    yield from _same_again(case, settings)
+    free_bytes = seen_free_bytes(case, case.shortage)
     if free_bytes is None:
         share = settings.gpu_memory_utilization - SHARE_LESS_IF_UNKNOWN * case.repeats
         free_bytes = int(max(share, SHARE_LESS_IF_UNKNOWN) * case.model.device.total_bytes)
@@ -74,6 +75,8 @@ def _weights(case: Case, settings: EngineSettings) -> Iterator[Group]:
     if case.shortage.is_fragmented:
         yield changes.expandable(case, settings)
     yield changes.fp8_weights(case, settings)
+    if fits(case, settings):
+        yield from _least(case, settings)
 
 
 def _activations(case: Case, settings: EngineSettings) -> Iterator[Group]:
@@ -91,6 +94,7 @@ def _disturbed(case: Case, settings: EngineSettings) -> Iterator[Group]:
     # With the cache in bytes nothing is measured that another process could disturb.
     if settings.kv_cache_memory_bytes is None:
         yield changes.cache_in_bytes(case, settings)
+    yield from _cache_allocation(case, settings)
 
 
 def _no_cache_blocks(case: Case, settings: EngineSettings) -> Iterator[Group]:

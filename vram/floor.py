@@ -8,7 +8,7 @@ from vram.case import Case, Tried
 from vram.errors import Invalid
 from vram.estimate import FILL_THEIR_BUDGET, STATES_DO_NOT_FIT, Estimate, estimate
 from vram.settings import EngineSettings
-from vram.shortage import ShortageKind
+from vram.shortage import Shortage, ShortageKind
 
 # How far below the truth nothing is: a load is tried if it works with the estimate less this part.
 # The worst of the recorded loads is within 10 % (docs/memory.md).
@@ -99,13 +99,25 @@ def free_limit_bytes(case: Case) -> int:
     model = case.model
     context = [i.bytes for i in estimated(case, model.planned).outside if i.name == "context"]
     seen = [
-        tried.shortage.free_bytes + sum(context)  # an engine looks when its own is there
+        free_bytes + sum(context)  # an engine looks when its own is there
         for tried in case.tried
-        if tried.shortage is not None
-        and tried.shortage.kind is ShortageKind.NOT_FREE
-        and tried.shortage.free_bytes is not None
+        if (free_bytes := seen_free_bytes(case, tried.shortage)) is not None
     ]
     return min([model.limit_bytes, *seen[-1:]])
+
+
+def seen_free_bytes(case: Case, shortage: Shortage | None) -> int | None:
+    """What was free at a start; None where it was not the share that was asked for.
+
+    What fails before the share is looked at is small: a context, a workspace. How much the next
+    start finds is then for the check before it to say.
+    """
+    if shortage is None or shortage.kind is not ShortageKind.NOT_FREE:
+        return None
+    asked_bytes = shortage.asked_bytes
+    if asked_bytes is not None and asked_bytes < case.model.device.total_bytes // 100:
+        return None
+    return shortage.free_bytes
 
 
 def _with_less(case: Case, settings: EngineSettings, less_bytes: int) -> EngineSettings | None:

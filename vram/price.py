@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from vram.settings import EngineSettings
-from vram.units import gib
+from vram.units import GIB, MIB, gib
 
 NOTHING = "nothing"
 
@@ -35,7 +35,9 @@ def share_text(share: float) -> str:
 
 def _cache(settings: EngineSettings) -> str:
     size_bytes = settings.kv_cache_memory_bytes
-    return "what the share leaves" if size_bytes is None else gib(size_bytes)
+    if size_bytes is None:
+        return "what the share leaves"
+    return gib(size_bytes) if size_bytes >= GIB else f"{size_bytes / MIB:.0f} MiB"
 
 
 def _arrow(what: str) -> Callable[[object, object], str]:

@@ -3,11 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from samples import KILLED
+from samples import KILLED, OUT_OF_MEMORY
 from test_openai_harness import until
 
 from deployments.config import DeviceConfig, ModelConfig
@@ -21,6 +22,7 @@ from deployments.status import ReplicaCollector, report
 from deployments.supervisor import RestartLimit, State, Supervisor, fixed
 from vram.ladder import Rung
 from vram.plan import Plan
+from vram.shortage import Shortage, ShortageKind
 
 Ladder = Callable[[int], tuple[Rung, ...]]
 
@@ -125,3 +127,18 @@ async def die(keeper: Keeper[TokenRequest]) -> None:
     assert isinstance(keeper.engine, FakeEngine)
     keeper.engine.die(KILLED)
     await until(lambda: keeper.is_serving and keeper.supervisor.generation == 2)
+
+
+async def test_a_step_down_is_named_with_its_price_and_counted(
+    keeper: Keeper[TokenRequest], plan: Plan
+) -> None:
+    assert isinstance(keeper.engine, FakeEngine)
+    shortage = Shortage(kind=ShortageKind.RUN_TIME)
+    keeper.engine.die(replace(OUT_OF_MEMORY, shortage=shortage))
+    await until(lambda: keeper.is_serving and keeper.supervisor.generation == 2)
+    event = report(keeper, plan, None, engine="fake", replica="a")["events"][1]
+    assert (event["rung"], event["price"]) == ("half", "context 1024")
+    assert event["reason"]
+    samples = text_string_to_metric_families(await text_of(keeper, plan, "a"))
+    (step,) = [s for family in samples for s in family.samples if "_steps_" in s.name]
+    assert (step.labels["step"], step.labels["shortage"]) == ("half", "run_time")
