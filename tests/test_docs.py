@@ -16,8 +16,10 @@ from deployments.config import (
 )
 from deployments.engines.registry import ENGINES
 from deployments.faults import Fault, Phase
+from deployments.oom import Cause
 from deployments.supervisor import State
 from vram.ladder import STEPS
+from vram.shortage import ShortageKind
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "docs").rglob("*.md")])
@@ -81,6 +83,18 @@ def test_every_rung_is_in_the_description_of_the_ladder() -> None:
     for step in STEPS:
         context = step.max_model_len or "as planned"
         assert f"| `{step.name}` | {step.gpu_memory_utilization:.2f} | {context} |" in recovery
+
+
+@pytest.mark.parametrize("word", [*Cause, *ShortageKind], ids=str)
+def test_every_cause_and_shortage_is_in_the_table_of_causes(word: str) -> None:
+    _, _, section = (ROOT / "docs/recovery.md").read_text().partition("## Causes")
+    assert f"\n| `{word}` |" in section.partition("\n## ")[0]
+
+
+def test_every_cause_is_in_the_vocabulary() -> None:
+    vocabulary = (ROOT / "docs/vocabulary.md").read_text()
+    (row,) = [line for line in vocabulary.splitlines() if line.startswith("| cause |")]
+    assert re.findall(r"`(\w+)`", row) == list(Cause)
 
 
 def test_every_file_of_the_readme_s_tree_exists() -> None:

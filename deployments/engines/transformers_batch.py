@@ -8,53 +8,26 @@ Why not `transformers.generation.continuous_batching` (5.23): whether to sample 
 all requests, and it has no seeds, penalties, min_tokens or alternative logprobs for one request.
 """
 
-import hashlib
 import inspect
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from deployments.engines.protocol import TokenDelta, TokenLogprob, TokenRequest, TokenStep
+from deployments.engines.protocol import TokenDelta, TokenRequest, TokenStep
+from deployments.engines.transformers_sequence import (
+    TokenSequence,
+    choose,
+    delta_of,
+    eos_token_ids_of,
+    processors_of,
+)
 from deployments.errors import Invalid
 
-GREEDY_BELOW = 1e-5  # a temperature under this is 0, as in vLLM
 PADDING_LIMIT = 1.5  # prompts are prefilled together while padding adds no more than half
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Sequence:
-    """One request and its output so far, the part from before a replay included."""
-
-    request: TokenRequest
-    output: list[int]
-    processors: LogitsProcessorList
-    generator: torch.Generator | None
-    finish_reason: str | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.request.prompt_token_ids) + len(self.output)
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [*self.request.prompt_token_ids, *self.output]
-
-    @property
-    def is_sampled(self) -> bool:
-        return self.request.sampling.temperature >= GREEDY_BELOW
 
 
 class Batch:
@@ -73,9 +46,9 @@ class Batch:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self._model = model
-        self._eos_token_ids = _eos_token_ids(model)
+        self._eos_token_ids = eos_token_ids_of(model)
         self._forward_parameters = inspect.signature(model.forward).parameters
-        self._waiting: deque[_Sequence] = deque()
+        self._waiting: deque[TokenSequence] = deque()
         self._prefilling: _Rows | None = None  # several steps long only for one long prompt
         self._running = _Rows(model.config)
         self._token_bytes = self.rehearse(1)
@@ -104,10 +77,10 @@ class Batch:
     def add(self, request: TokenRequest, emitted: Sequence[int] = ()) -> None:
         """Queue a request; `emitted` is output that its client has, and counts as output."""
         device, seed = self._model.device, request.sampling.seed
-        sequence = _Sequence(
+        sequence = TokenSequence(
             request=request,
             output=list(emitted),
-            processors=_processors(request, self._eos_token_ids, device),
+            processors=processors_of(request, self._eos_token_ids, device),
             generator=None if seed is None else torch.Generator(device),
         )
         if sequence.num_tokens >= self.max_model_len:
@@ -119,7 +92,7 @@ class Batch:
     def remove(self, request_id: str) -> None:
         """Forget a request and free its rows; an unknown id is nobody's."""
 
-        def is_other(sequence: _Sequence) -> bool:
+        def is_other(sequence: TokenSequence) -> bool:
             return sequence.request.request_id != request_id
 
         self._waiting = deque(filter(is_other, self._waiting))
@@ -159,11 +132,11 @@ class Batch:
         finished = [sequence for sequence in self._waiting if sequence.finish_reason]
         if finished:
             self._waiting = deque(s for s in self._waiting if not s.finish_reason)
-        return [_delta(sequence) for sequence in finished]
+        return [delta_of(sequence) for sequence in finished]
 
     def _admit(self) -> "_Rows | None":
         """The next of those waiting, as many as may be prefilled together."""
-        group: list[_Sequence] = []
+        group: list[TokenSequence] = []
         num_running = len(self._running.sequences)
         while self._waiting and num_running + len(group) < self.max_num_seqs:
             lengths = [sequence.num_tokens for sequence in (*group, self._waiting[0])]
@@ -225,17 +198,17 @@ class Batch:
         tokens = logits.argmax(dim=-1)
         for row, sequence in enumerate(rows.sequences):
             if sequence.processors or sequence.is_sampled:
-                tokens[row] = _choose(sequence, logits[row : row + 1])
+                tokens[row] = choose(sequence, logits[row : row + 1])
         deltas = []
         for row, (sequence, token) in enumerate(zip(rows.sequences, tokens.tolist(), strict=True)):
             sequence.output.append(token)
             sequence.finish_reason = self._finish_reason(sequence)
-            deltas.append(_delta(sequence, token, logits[row]))
+            deltas.append(delta_of(sequence, token, logits[row]))
         if any(sequence.finish_reason for sequence in rows.sequences):
             rows.keep([sequence.finish_reason is None for sequence in rows.sequences])
         return deltas
 
-    def _finish_reason(self, sequence: _Sequence) -> str | None:
+    def _finish_reason(self, sequence: TokenSequence) -> str | None:
         sampling = sequence.request.sampling
         if sequence.output[-1] in self._eos_token_ids and not sampling.ignore_eos:
             return "stop"
@@ -246,7 +219,7 @@ class Batch:
 class _Rows:
     """Sequences that share a cache, padded on the left so that all end in its last column."""
 
-    def __init__(self, config: Any, sequences: Sequence[_Sequence] = ()) -> None:
+    def __init__(self, config: Any, sequences: Sequence[TokenSequence] = ()) -> None:
         self._config = config
         self.cache = _empty_cache(config)
         self.num_columns = 0
@@ -308,103 +281,6 @@ class _Rows:
     @property
     def _device(self) -> torch.device:
         return self.cache.layers[0].keys.device
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OutputPenalty:
-    """OpenAI's presence and frequency penalties: over what was generated, not over the prompt."""
-
-    prompt_tokens: int
-    presence: float
-    frequency: float
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        output = input_ids[:, self.prompt_tokens :]
-        counts = torch.zeros_like(scores)
-        counts.scatter_add_(1, output, torch.ones_like(output, dtype=scores.dtype))
-        return scores - self.frequency * counts - self.presence * (counts > 0)
-
-
-def _processors(
-    request: TokenRequest, eos_token_ids: frozenset[int], device: torch.device
-) -> LogitsProcessorList:
-    """In vLLM's order; the repetition penalty counts the prompt too, in both libraries."""
-    sampling, prompt_tokens = request.sampling, len(request.prompt_token_ids)
-    presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
-    chain = LogitsProcessorList()
-    if sampling.min_tokens and eos_token_ids and not sampling.ignore_eos:
-        eos = sorted(eos_token_ids)
-        chain.append(
-            MinNewTokensLengthLogitsProcessor(prompt_tokens, sampling.min_tokens, eos, device)
-        )
-    if sampling.repetition_penalty != 1.0:
-        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if presence or frequency:
-        chain.append(
-            _OutputPenalty(prompt_tokens=prompt_tokens, presence=presence, frequency=frequency)
-        )
-    if sampling.temperature < GREEDY_BELOW:
-        return chain
-    if sampling.temperature != 1.0:
-        chain.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_k > 0:
-        chain.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        chain.append(TopPLogitsWarper(sampling.top_p))
-    return chain
-
-
-def _choose(sequence: _Sequence, logits: torch.Tensor) -> torch.Tensor:
-    """The next token of one row, by the sequence's own sampling."""
-    scores = logits
-    if sequence.processors:
-        token_ids = torch.tensor([sequence.token_ids], device=logits.device)
-        scores = sequence.processors(token_ids, logits)
-    if not sequence.is_sampled:
-        return scores.argmax()
-    if sequence.generator is not None:
-        sequence.generator.manual_seed(_seed_of_token(sequence))
-    return torch.multinomial(scores.softmax(dim=-1), 1, generator=sequence.generator)[0, 0]
-
-
-def _seed_of_token(sequence: _Sequence) -> int:
-    """From the request's seed and the token's place, so that a replay draws what was drawn."""
-    words = f"{sequence.request.sampling.seed}:{len(sequence.output)}".encode()
-    return int.from_bytes(hashlib.blake2b(words, digest_size=4).digest())  # the CPU reads 32 bits
-
-
-def _delta(
-    sequence: _Sequence, token: int | None = None, logits: torch.Tensor | None = None
-) -> TokenDelta:
-    logprobs: tuple[TokenLogprob, ...] = ()
-    num_top = sequence.request.sampling.logprobs
-    if num_top is not None and token is not None and logits is not None:
-        logprobs = (_logprob(token, logits, num_top),)
-    return TokenDelta(
-        request_id=sequence.request.request_id,
-        new_token_ids=() if token is None else (token,),
-        logprobs=logprobs,
-        finish_reason=sequence.finish_reason,
-    )
-
-
-def _logprob(token: int, logits: torch.Tensor, num_top: int) -> TokenLogprob:
-    """What the model itself said, before penalties and temperature, as vLLM reports it."""
-    all_logprobs = logits.log_softmax(dim=-1)
-    top = all_logprobs.topk(min(num_top, logits.shape[-1]))
-    return TokenLogprob(
-        token_id=token,
-        logprob=all_logprobs[token].item(),
-        top=tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
-    )
-
-
-def _eos_token_ids(model: Any) -> frozenset[int]:
-    """What `generate()` would stop at."""
-    eos = model.generation_config.eos_token_id
-    if eos is None:
-        eos = model.config.get_text_config().eos_token_id
-    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
 
 
 def _empty_cache(config: Any) -> DynamicCache:

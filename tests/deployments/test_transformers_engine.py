@@ -22,6 +22,8 @@ from deployments.keeper import Keeper
 from deployments.oom import Cause, Death
 from deployments.supervisor import RestartLimit, Supervisor, fixed
 from vram.ladder import Rung
+from vram.shortage import Shortage, ShortageKind
+from vram.units import GIB
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -234,6 +236,8 @@ class TestOnRay:
         assert death.cause is Cause.DEVICE_MEMORY
         assert death.phase == "running"
         assert "OutOfMemoryError: CUDA out of memory" in death.message
+        assert death.shortage == Shortage(kind=ShortageKind.RUN_TIME, asked_bytes=2 * GIB)
+        assert set(death.requests) == {each.request_id for each in asked}
         await keeper.stop()
 
     async def test_memory_exhaustion_while_loading_steps_down(
@@ -252,6 +256,9 @@ class TestOnRay:
         keeper = keeper_of(engine, clients, rungs_of(8, 4))
         await keeper.start()
         assert keeper.supervisor.rung.name == "4 at once"
+        death = keeper.supervisor.attempts[0].death
+        assert death is not None
+        assert death.shortage == Shortage(kind=ShortageKind.ACTIVATIONS, asked_bytes=2 * GIB)
         await keeper.stop()
 
     async def test_an_actor_that_exits_by_itself_is_a_death(
