@@ -14,6 +14,12 @@ __all__ = ["Cause", "Death", "classify", "death_from_exception", "death_from_exi
 # vLLM 0.26 to 0.29 say so of a process that a signal ended: a worker's end in EngineCore's log,
 # EngineCore's in the error of its start.
 _ENDED_BY_SIGNAL = re.compile(r"(?:\(exit code: |Failed core proc\(s\): \{[^}]*?: )(-\d+)")
+# Computed and not asked for: what is free on the device is not what was short.
+_PLANNED = {
+    ShortageKind.NO_CACHE_BLOCKS,
+    ShortageKind.CONTEXT_TOO_LONG,
+    ShortageKind.TOO_MANY_SEQUENCES,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,8 @@ def _completed(shortage: Shortage | None, word: LastWord, phase: str) -> Shortag
         return None
     if shortage.kind is ShortageKind.UNKNOWN and phase == "running":
         shortage = replace(shortage, kind=ShortageKind.RUN_TIME)
+    if shortage.kind in _PLANNED:
+        return shortage
     measured = {
         "free_bytes": word.free_bytes,
         "total_bytes": word.total_bytes,

@@ -120,6 +120,12 @@ def test_what_the_message_says_is_not_replaced_by_what_was_measured_later() -> N
     assert (death.shortage.free_bytes, death.shortage.total_bytes) == (GIB // 2, 80 * GIB)
 
 
+def test_what_is_free_on_the_card_is_not_taken_for_what_is_free_for_the_cache() -> None:
+    word = raised("builtins.ValueError: No available memory for the cache blocks.", free_bytes=GIB)
+    death = death_of("loading", words=[word], error=start_failed({"EngineCore": 1}))
+    assert death.shortage == Shortage(kind=ShortageKind.NO_CACHE_BLOCKS)
+
+
 def test_the_first_cause_counts_and_not_what_another_worker_said_next() -> None:
     """An illegal access makes every later call fail, some of them for memory."""
     first = raised("torch.AcceleratorError: CUDA error: illegal memory access", is_fatal=True)
