@@ -86,6 +86,10 @@ def environment(base: Mapping[str, str], *, haproxy: bool) -> dict[str, str]:
         threads = max(1, min(4, (os.cpu_count() or 1) // 2))  # Ray's 4 are too many for 2 cores
         env.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(threads))
         env.setdefault("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", str(_HAPROXY_BUFFER_BYTES))
+        # A replica that dies before its first byte: another one is asked, or Ray's proxy, which
+        # waits for one. Ray's default is careful of requests that change something; none does here.
+        env.setdefault("RAY_SERVE_HAPROXY_RETRY_ON", "conn-failure empty-response")
+        env.setdefault("RAY_SERVE_HAPROXY_RETRIES", "10")
         env.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", _beside_python("ballast-haproxy"))
     return env
 

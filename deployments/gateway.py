@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import structlog
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
@@ -22,7 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from deployments import inference_stream
 from deployments.config import RESERVED_NAMES, GatewayConfig
 from deployments.errors import Busy
-from deployments.limits import ApiKeys, BodyLimit, load_api_keys
+from deployments.limits import RESPONSE_TIME, ApiKeys, BodyLimit, load_api_keys
 from deployments.metrics import merge
 from deployments.openai.errors import ErrorAnswer, RequestError, UnknownModel, answer_to
 
@@ -32,6 +33,7 @@ _REPORT_S = 5.0  # how long a replica may take to say how it is
 _HOP_HEADERS = frozenset(
     {"connection", "content-length", "host", "transfer-encoding", "keep-alive"}
 )
+log = structlog.get_logger(__name__)
 
 
 class Gateway:
@@ -128,12 +130,30 @@ class Gateway:
         url = f"{_front_url()}/{model}{request.url.path}"
         upstream = self._client.build_request("POST", url, headers=headers, content=body)
         try:
-            answer = await self._client.send(upstream, stream=True)
+            answer = await self._sent(upstream, model)
         except httpx.TransportError as error:
             busy = Busy(f"the model {model!r} can't be reached: {error}", retry_after_s=5)
             return _refusal(busy)
         kept = {k: v for k, v in answer.headers.items() if k.lower() not in _HOP_HEADERS}
         return StreamingResponse(_bytes(answer), status_code=answer.status_code, headers=kept)
+
+    async def _sent(self, upstream: httpx.Request, model: str) -> httpx.Response:
+        """The beginning of the model's answer, asked for again where its replica died before it.
+
+        Then it is Ray's front that answers, which lacks what every answer of a replica has.
+        """
+        for pause_s in _PAUSES_S:
+            try:
+                answer = await self._client.send(upstream, stream=True)
+            except httpx.TransportError as error:
+                log.warning("replica_lost", model=model, error=repr(error))
+            else:
+                if answer.status_code not in _FRONT_FAILED or RESPONSE_TIME in answer.headers:
+                    return answer
+                log.warning("replica_lost", model=model, status=answer.status_code)
+                await answer.aclose()
+            await asyncio.sleep(pause_s)
+        return await self._client.send(upstream, stream=True)
 
     async def _get(self, request: Request, model: str, path: str) -> dict[str, Any]:
         headers = {k: v for k, v in request.headers.items() if k in ("authorization", "x-api-key")}
@@ -165,6 +185,9 @@ class Gateway:
         return _refusal(UnknownModel(model, ", ".join(await self.models()) or "none yet"))
 
 
+# Ray's front notices a death at the first try, and lets the later ones wait for a new replica.
+_PAUSES_S = (0.2, 1.0, 3.0)
+_FRONT_FAILED = frozenset({500, 502, 503, 504})
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=256)
 
 

@@ -30,6 +30,7 @@ LINGER_BYTES = 64 * 2**20
 LINGER_S = 2.0
 API_KEYS_VARIABLE = "BALLAST_API_KEYS"
 OPEN_PATHS = frozenset({"/health", "/metrics"})
+RESPONSE_TIME = "x-response-time"
 _DIGEST_PREFIX = "sha256:"
 
 
@@ -303,7 +304,7 @@ class ResponseTime:
                 return
             if head is not None:
                 elapsed_ms = (self._clock() - began_s) * 1000
-                MutableHeaders(scope=head)["x-response-time"] = f"{elapsed_ms:.1f}ms"
+                MutableHeaders(scope=head)[RESPONSE_TIME] = f"{elapsed_ms:.1f}ms"
                 start, head = head, None
                 await send(start)
             await send(message)

@@ -1,19 +1,17 @@
 """The Ray Serve deployment in front of a model whose streams survive its replicas. Thin."""
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any
 
 import structlog
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.config import ModelConfig
-from deployments.limits import ApiKeys, BodyLimit, load_api_keys
+from deployments.limits import ApiKeys, BodyLimit, ResponseTime, load_api_keys, route_path
+from deployments.openai.wire import send_json
 from deployments.relay.directory import Directory
 from deployments.relay.forward import Forward
 from deployments.relay.port import Address
@@ -44,16 +42,18 @@ class Relay:
         self._asking = asyncio.get_running_loop().create_task(self._keep_asking())
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        app = Starlette(
-            routes=[Route("/health", self._health_page), Mount("/", self._forward)],
-        )
-        guarded = ApiKeys(app, self._keys)
-        return BodyLimit(guarded, max_body_bytes=self._config.limits.max_body_bytes)
+        guarded = ApiKeys(self._app, self._keys)
+        limited = BodyLimit(guarded, max_body_bytes=self._config.limits.max_body_bytes)
+        return ResponseTime(limited)
 
-    async def _health_page(self, request: Request) -> Response | Forward:
-        if self._directory.known:
-            return self._forward  # the replica knows more
-        return JSONResponse({"status": State.LOADING.value}, status_code=503)
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return  # there is nothing to do at the application's start or end
+        if route_path(scope) == "/health" and not self._directory.known:
+            body = json.dumps({"status": State.LOADING.value}).encode()
+            await send_json(send, body, status=503)
+        else:
+            await self._forward(scope, receive, send)
 
     async def _keep_asking(self) -> None:
         """Whoever answers is there; Ray Serve may know of a death later than its clients do."""

@@ -131,3 +131,56 @@ def test_the_builder_makes_the_file_of_keys_absolute(
     assert application._bound_deployment.init_args[0].api_keys_file == tmp_path / "keys"
     application = build(GatewayConfig())
     assert application._bound_deployment.init_args[0].api_keys_file is None
+
+
+class Front:
+    """Ray's front and a model behind it: deaths first, then the replica's own answer."""
+
+    def __init__(self, *deaths: httpx.Response | Exception, status: int = 200) -> None:
+        self.asked = 0
+        self._deaths = list(deaths)
+        self._status = status
+
+    async def answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked += 1
+        if self._deaths:
+            death = self._deaths.pop(0)
+            if isinstance(death, Exception):
+                raise death
+            return death
+        return httpx.Response(
+            self._status, headers={"x-response-time": "1ms"}, stream=httpx.ByteStream(b"said")
+        )
+
+
+async def passed(front: Front, monkeypatch: pytest.MonkeyPatch) -> httpx.Response:
+    monkeypatch.setattr("deployments.gateway._front_url", lambda: "http://front")
+    monkeypatch.setattr("deployments.gateway._PAUSES_S", (0.0, 0.0, 0.0))
+    gateway = LonelyGateway(GatewayConfig())
+    gateway._client = httpx.AsyncClient(transport=httpx.MockTransport(front.answer))
+    async with client_of(await gateway.__serve_build_asgi_app__()) as client:
+        return await client.post("/v1/completions", json={"model": "demo"})
+
+
+async def test_a_request_whose_replica_died_before_its_answer_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    front = Front(httpx.Response(500, text="Internal Server Error"), httpx.ReadError("reset"))
+    answer = await passed(front, monkeypatch)
+    assert (answer.status_code, answer.text, front.asked) == (200, "said", 3)
+
+
+@pytest.mark.parametrize("status", [400, 500, 503])
+async def test_an_error_of_the_replica_itself_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    front = Front(status=status)
+    answer = await passed(front, monkeypatch)
+    assert (answer.status_code, front.asked) == (status, 1)
+
+
+async def test_a_model_that_stays_away_is_said_to_be_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    front = Front(*[httpx.ConnectError("refused")] * 9)
+    answer = await passed(front, monkeypatch)
+    assert (answer.status_code, front.asked) == (503, 4)
+    assert answer.headers["retry-after"] == "5"

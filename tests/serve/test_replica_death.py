@@ -1,11 +1,13 @@
 """The replica itself is killed under load: with a relay no stream ends, without one no request
 of which nothing was sent."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from load import stream_all
@@ -73,3 +75,23 @@ async def test_streams_go_on_when_their_replica_is_killed(mortal: Server) -> Non
     assert [answer.text for answer in answers] == [answer.text for answer in expected]
     assert replica_process(mortal, "relayed").pid != before
     assert max(answer.longest_pause_s for answer in answers) > 1.0, "the kill met no stream"
+
+
+async def test_requests_of_which_nothing_was_sent_are_asked_again(mortal: Server) -> None:
+    """Not streamed, so that nothing is sent before the end."""
+    body = {"model": "bare", "prompt": "once", "max_tokens": TOKENS}
+    async with httpx.AsyncClient(timeout=120) as client:
+        url = f"{mortal.url}/v1/completions"
+        expected = (await client.post(url, json=body)).json()["choices"][0]["text"]
+        asking = [asyncio.create_task(client.post(url, json=body)) for _ in range(8)]
+        await in_flight(mortal, "bare", 8)
+        kill_replica(mortal, "bare")
+        answers = await asyncio.gather(*asking)
+    assert [answer.status_code for answer in answers] == [200] * 8
+    assert {answer.json()["choices"][0]["text"] for answer in answers} == {expected}
+
+
+async def in_flight(server: Server, model: str, number: int) -> None:
+    async with asyncio.timeout(30):
+        while server.status(model)["requests"]["in_flight"] < number:
+            await asyncio.sleep(0.05)
