@@ -18,8 +18,14 @@ KV_CACHE_BYTES = {
     "fp8": 1,
     "fp8_e4m3": 1,
     "fp8_e5m2": 1,
+    "fp8_inc": 1,
+    "fp8_per_token_head": 1,
     "int8": 1,
+    "int8_per_token_head": 1,
 }
+# A 32-bit scale of its own for each key and each value (vLLM: v1/kv_cache_interface.py).
+SCALE_BYTES_PER_TOKEN_AND_HEAD = 4
+WITH_A_SCALE_PER_TOKEN_AND_HEAD = frozenset({"fp8_per_token_head", "int8_per_token_head"})
 
 
 def canonical_dtype(name: str, setting: str = "dtype") -> str:

@@ -3,7 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from vram.dtypes import dtype_bytes, kv_cache_bytes
+from vram.dtypes import (
+    SCALE_BYTES_PER_TOKEN_AND_HEAD,
+    WITH_A_SCALE_PER_TOKEN_AND_HEAD,
+    dtype_bytes,
+    kv_cache_bytes,
+)
 from vram.gpu import Device
 from vram.model import ModelShape
 from vram.parts import Cache, CrossKeysAndValues, KeysAndValues, Latent, State
@@ -159,10 +164,15 @@ class _Sizes:
         if name == "auto" and shape.kv_cache_dtype is not None:
             name = shape.kv_cache_dtype  # the checkpoint brings scales for it
         self._element_bytes = kv_cache_bytes(name, settings.dtype)
+        self._scaled = name in WITH_A_SCALE_PER_TOKEN_AND_HEAD
         self._model_bytes = dtype_bytes(settings.dtype)
 
     def of_token(self, cache: KeysAndValues | Latent | CrossKeysAndValues) -> int:
-        return cache.elements(self._degree) * self._element_bytes
+        token_bytes = cache.elements(self._degree) * self._element_bytes
+        if self._scaled:
+            kv_heads = 1 if isinstance(cache, Latent) else ceil_div(cache.num_heads, self._degree)
+            token_bytes += 2 * kv_heads * SCALE_BYTES_PER_TOKEN_AND_HEAD
+        return token_bytes
 
     def of_state(self, state: State) -> int:
         recurrent_bytes = 4 if state.is_float32 else self._model_bytes

@@ -24,6 +24,13 @@ def test_fp8_halves_the_cache(shape_of, settings_with) -> None:
     assert full.token_bytes == 2 * fp8.token_bytes
 
 
+def test_a_scale_per_token_and_head_is_counted(shape_of, settings_with) -> None:
+    shape = shape_of("llama-3.1-8b")
+    for name in ("int8_per_token_head", "fp8_per_token_head"):
+        layout = cache_layout(shape, settings_with(kv_cache_dtype=name), H200, "vllm")
+        assert layout.token_bytes == 32 * 2 * 8 * (128 + 4)
+
+
 def test_a_gpu_keeps_one_whole_head_when_there_are_fewer_heads_than_gpus(
     shape_of, settings_with
 ) -> None:

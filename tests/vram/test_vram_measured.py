@@ -1,6 +1,8 @@
 """The issue's own limits, on the half of the measured loads that no constant was fitted on."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from vram.remedy import refusal, remedies
 
 accuracy = pytest.importorskip("benchmarks.estimator_accuracy", reason="run from the root")
 from benchmarks.estimator_loads import Load, device, fitted, read_loads  # noqa: E402
+from benchmarks.estimator_tables import markdown  # noqa: E402
 
 LOADS = read_loads()
 FAILED = [load for load in LOADS if load.failure]
@@ -92,9 +95,30 @@ def test_a_context_that_is_too_long_is_answered_as_vllm_answers() -> None:
 
 
 def test_other_formulas_are_further_off() -> None:
-    errors: dict[str, list[float]] = {}
-    for comparison in accuracy.compared(fitted(LOADS, "report")):
-        for name, error in accuracy.baselines(comparison.load, device()).items():
-            errors.setdefault(name, []).append(abs(error))
-    means = {name: sum(found) / len(found) for name, found in errors.items()}
-    assert all(mean > 3 * means["Ballast"] for name, mean in means.items() if name != "Ballast")
+    sizes: dict[tuple[str, str], list[float]] = {}
+    for load in fitted(LOADS, "report"):
+        for name, items in accuracy.errors(load, device()).items():
+            for item, error in items.items():
+                if error is not None:
+                    sizes.setdefault((name, item), []).append(abs(error))
+    means = {key: sum(found) / len(found) for key, found in sizes.items()}
+    assert len(means) == 3 + 2 + 2 + 3
+    for (name, item), mean in means.items():
+        if name != "Ballast":
+            assert mean > 3 * means["Ballast", item], (name, item)
+
+
+def test_the_document_has_the_table_that_the_command_makes() -> None:
+    comparisons = {half: accuracy.compared(fitted(LOADS, half)) for half in ("fit", "report")}
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    assert markdown(comparisons) in page
+
+
+def test_a_broken_limit_is_an_exit_code(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["estimator_accuracy"])
+    accuracy.main()
+    assert "slowest estimate" in capsys.readouterr().out
+    strict = replace(accuracy.LIMITS[0], most=0.0001)
+    monkeypatch.setattr(accuracy, "LIMITS", (strict,))
+    with pytest.raises(SystemExit, match="weights"):
+        accuracy.main()
