@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
 
 
 def _request_bytes(load: Load, number: int) -> bytes:
-    prompt = _prompt(load.seed, number)
+    prompt = prompt_of(load.seed, number)
     body: dict[str, object] = {
         "model": load.model,
         "stream": True,
@@ -212,7 +212,7 @@ def _request_bytes(load: Load, number: int) -> bytes:
     return head.encode() + payload
 
 
-def _prompt(seed: int, number: int) -> str:
+def prompt_of(seed: int, number: int) -> str:
     """A few dozen tokens that differ from the first word on."""
     digits = hashlib.sha256(f"{seed} {number}".encode()).hexdigest()
     return f"{digits[:12]} is number {number}. Tell me about {digits[12:24]}, please."

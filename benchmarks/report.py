@@ -106,6 +106,15 @@ def document(
     measurements: Sequence[Measurement], settings: Settings, *, command: list[str], date: datetime
 ) -> dict[str, object]:
     return {
+        **surroundings(settings, command=command, date=date),
+        "rows": [_flat(row) for row in rows(measurements)],
+        "measurements": [_without_hashes(each) for each in measurements],
+    }
+
+
+def surroundings(settings: Settings, *, command: list[str], date: datetime) -> dict[str, object]:
+    """Where, when and with which versions a result came about."""
+    return {
         "command": command,
         "date": date.isoformat(timespec="seconds"),
         "machine": {
@@ -117,8 +126,6 @@ def document(
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "settings": {**asdict(settings), "model_folder": str(settings.model_folder)},
-        "rows": [_flat(row) for row in rows(measurements)],
-        "measurements": [_without_hashes(each) for each in measurements],
     }
 
 

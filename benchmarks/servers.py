@@ -46,6 +46,7 @@ class Endpoint:
     path: str = "/v1"
     load_share: float = 1.0  # of the requests; the second model shows a ratio, not a record
     compared_with: str = BASELINE
+    ready_path: str | None = None  # answers 200 when it is ready; None: a completion does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def _ballast(settings: Settings, folder: Path) -> list[str]:
             arguments["max_num_seqs"] = settings.max_num_seqs
     path = folder / "dev.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return [_program("ballast"), "serve", str(path)]
+    return [program("ballast"), "serve", str(path)]
 
 
 def _vllm(settings: Settings, folder: Path) -> list[str]:
@@ -193,6 +194,8 @@ def _environment(kind: ServerKind, settings: Settings, folder: Path) -> dict[str
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(settings.port + 1),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(settings.port + 2),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(settings.port + 3),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         # Half a minute by default, at the end only; no answer is under way then.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         **kind.env,
@@ -214,7 +217,10 @@ def _wait_until_ready(
                 f"{endpoint.name} ended with code {code}. {_last_words(log_path)}"
             )
         try:
-            answer = httpx.post(f"{url}{endpoint.path}/completions", json=body, timeout=20)
+            if endpoint.ready_path is not None:
+                answer = httpx.get(f"{url}{endpoint.ready_path}", timeout=20)
+            else:
+                answer = httpx.post(f"{url}{endpoint.path}/completions", json=body, timeout=20)
         except httpx.TransportError as error:
             last_answer = repr(error)
         else:
@@ -233,7 +239,7 @@ def _last_words(log_path: Path) -> str:
     return "\n".join([f"The end of its log {log_path}:", *lines])
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """The command beside this Python, else the one in PATH."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name

@@ -54,7 +54,7 @@ def main(
         str | None, typer.Option(help="A Ballast that runs; its memory is not measured.")
     ] = None,
     second_model: Annotated[bool, typer.Option(help="Ballast's demo-hf as well.")] = True,
-    port: Annotated[int, typer.Option(help="Of the servers; the next two are used too.")] = 8100,
+    port: Annotated[int, typer.Option(help="Of the servers; the next three are used too.")] = 8100,
     max_num_seqs: Annotated[int, typer.Option(min=1)] = 64,
     omp_threads: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 1,
     model_folder: Annotated[Path, typer.Option(help="Made where missing.")] = REPOSITORY

@@ -132,8 +132,10 @@ class Rehearsal:
         return fault
 
 
-def carry_out(fault: Fault) -> None:
-    """In the process that has to die. Returns only from a stop that somebody continued."""
+def carry_out(fault: Fault | None) -> None:
+    """In the process that has to die: it returns if nothing is due, or if a stop was continued."""
+    if fault is None:
+        return
     match fault.way:
         case "exception":
             _raise(fault)
@@ -156,7 +158,8 @@ def death_of(fault: Fault, requests: Sequence[str] = ()) -> Death | None:
             cause, message = Cause.OTHER, f"ended with exit code {_EXIT_CODE}"
         case "sigstop":
             return None
-    return Death(cause=cause, phase=fault.phase.value, message=message, requests=tuple(requests))
+    phase = "running" if fault.phase is Phase.EXECUTE_MODEL else "loading"
+    return Death(cause=cause, phase=phase, message=message, requests=tuple(requests))
 
 
 def message_of(fault: Fault) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -56,6 +56,17 @@ def marks_of(process_id: int) -> dict[str, str]:
         return {}
     pairs = (variable.decode(errors="replace").partition("=") for variable in variables)
     return {name: value for name, _, value in pairs if name in (MARK, OWNER)}
+
+
+@contextmanager
+def told(variables: Mapping[str, str]) -> Iterator[None]:
+    """Processes that start inside find these in their environment."""
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
 
 
 def find(life: str) -> list[psutil.Process]:

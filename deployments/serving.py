@@ -63,7 +63,8 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
         options["trust_remote_code"] = True
     args = vllm_front.front_args(config.model, config.name, options)
     engine = VLLMEngine(
-        lambda settings: vllm_front.make_config(args, settings, placement_group=group)
+        lambda settings: vllm_front.make_config(args, settings, placement_group=group),
+        faults=config.faults,
     )
     core = vllm_front.JournaledCore()
     copies = Copies(VLLMNotation(), core.on_step) if config.recovery.survive_replica else None
@@ -151,6 +152,7 @@ def _token_engine(
         threads=max(1, round(config.engine_cpus)),
         trust_remote_code=config.trust_remote_code,
         engine_args=config.engine_args,
+        faults=config.faults,
     )
     return engine, TransformersTokenizer.load(config.model)
 

@@ -131,13 +131,18 @@ def device_sizes() -> DeviceSizes:
     return {"free_bytes": free, "total_bytes": total, "reserved_bytes": reserved}
 
 
+def is_open() -> bool:
+    """Whether this process has one: vLLM loads a plugin more than once."""
+    handlers = logging.getLogger("vllm").handlers
+    return any(isinstance(handler, BlackBox) for handler in handlers)
+
+
 def install(path: str) -> bool:
     """Open the box in this process of vLLM; False where it is open already."""
-    logger = logging.getLogger("vllm")
-    if any(isinstance(handler, BlackBox) for handler in logger.handlers):
+    if is_open():
         return False
     box = BlackBox(path)
-    logger.addHandler(box)
+    logging.getLogger("vllm").addHandler(box)
     _watch_workers(box)
     return True
 

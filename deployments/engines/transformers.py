@@ -17,7 +17,7 @@ import structlog
 from deployments import allocator
 from deployments.engines.protocol import Listener, LoadFailed, Measurement, TokenRequest
 from deployments.errors import EngineDied, EngineMissing, Invalid, UnknownOption
-from deployments.faults import Phase
+from deployments.faults import Fault, Phase
 from deployments.oom import Cause, Death, classify, death_from_exception
 from vram.settings import EngineSettings
 
@@ -51,6 +51,7 @@ class TransformersEngine:
         trust_remote_code: bool = False,
         engine_args: Mapping[str, str] | None = None,
         make_batch: Callable[..., Any] | None = None,
+        faults: Sequence[Fault] = (),
     ) -> None:
         _check_packages()
         _check_options(engine_args or {})
@@ -63,6 +64,8 @@ class TransformersEngine:
         self._trust_remote_code = trust_remote_code
         self._options = dict(engine_args or {})
         self._make_batch = make_batch
+        self._faults = tuple(faults)
+        self._num_lives = 0
         self._actor: Any = None
         self._process: ProcessId | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -73,6 +76,7 @@ class TransformersEngine:
 
         _check_settings(settings)
         await self.stop()
+        self._num_lives += 1
         self._actor = actor = self._create_actor(settings)
         try:
             async with asyncio.timeout(PROCESS_START_S):
@@ -161,6 +165,8 @@ class TransformersEngine:
             trust_remote_code=self._trust_remote_code,
             options=self._options,
             make_batch=self._make_batch,
+            life=self._num_lives,
+            faults=self._faults,
         )
         variables = allocator.variables(settings, os.environ)
         if variables:

@@ -16,7 +16,9 @@ import ray
 
 from deployments.engines.black_box import device_sizes
 from deployments.engines.protocol import LoadFailed, Measurement, TokenRequest, TokenStep
+from deployments.engines.transformers_faults import MortalBatch
 from deployments.errors import Invalid
+from deployments.faults import Fault, Rehearsal, carry_out
 from deployments.last_words import LastWord, Phase, described
 from deployments.oom import Death, death_of
 from deployments.processes import resident_bytes
@@ -37,6 +39,8 @@ class LoadSpec:
     trust_remote_code: bool
     options: Mapping[str, str]
     make_batch: Callable[..., Any] | None = None
+    life: int = 1
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ class TransformersActor:
     def __init__(self, spec: LoadSpec) -> None:
         self._spec = spec
         self._batch: Any = None
+        self._rehearsal = Rehearsal(spec.faults, spec.life)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def identify(self) -> ProcessId:
@@ -76,11 +81,17 @@ class TransformersActor:
 
     def load(self) -> int:
         """Load the model; returns its number of tokens. Raises `LoadFailed`."""
-        during = Phase.LOAD_MODEL
+        during = Phase.INIT_DEVICE
         try:
+            carry_out(self._rehearsal.entered(during))
+            during = Phase.LOAD_MODEL
+            carry_out(self._rehearsal.entered(during))
             model = _load_model(self._spec)
             during = Phase.PROFILING
+            carry_out(self._rehearsal.entered(during))
             self._batch = _make_batch(self._spec, model)
+            if self._spec.faults:
+                self._batch = MortalBatch(self._batch, self._rehearsal, self._spec.model_path)
         except Exception as error:
             raise LoadFailed(self._death(error, "loading", during)) from None
         return int(model.get_input_embeddings().num_embeddings)

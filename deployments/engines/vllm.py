@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from deployments import allocator, orphans, processes
-from deployments.engines import leftovers
+from deployments.engines import leftovers, vllm_faults
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
 from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
 from deployments.errors import EngineDied
+from deployments.faults import Fault
 from deployments.last_words import LastWord, read_lines
 from deployments.oom import death_of
 from vram.settings import EngineSettings
@@ -32,8 +33,15 @@ if TYPE_CHECKING:
 class VLLMEngine:
     """Engine[EngineCoreRequest]."""
 
-    def __init__(self, make_config: Callable[[EngineSettings], "VllmConfig"]) -> None:
+    def __init__(
+        self,
+        make_config: Callable[[EngineSettings], "VllmConfig"],
+        *,
+        faults: Sequence[Fault] = (),
+    ) -> None:
         self._make_config = make_config
+        self._faults = tuple(faults)
+        self._num_lives = 0
         self._life = ""
         self._core: Any = None  # vllm.v1.engine.core_client.AsyncMPClient
         self._reader: asyncio.Task[None] | None = None
@@ -50,6 +58,7 @@ class VLLMEngine:
 
     async def start(self, settings: EngineSettings, listener: Listener) -> None:
         self._life = uuid.uuid4().hex
+        self._num_lives += 1
         try:
             # It blocks until the engine has loaded or failed.
             config, self._core = await asyncio.to_thread(self._spawn, settings)
@@ -113,11 +122,13 @@ class VLLMEngine:
         config = self._make_config(settings)
         # Only what starts here inherits it: vLLM has helpers of its own that are no engines.
         os.environ[BLACK_BOX] = str(self._black_box)
+        faults = vllm_faults.environment(self._faults, self._num_lives)
         try:
             with (
                 processes.marked(self._life),
                 leftovers.kept_in(self._life_folder),
                 allocator.environment(settings),
+                processes.told(faults),
             ):
                 core = EngineCoreClient.make_async_mp_client(
                     vllm_config=config, executor_class=Executor.get_class(config), log_stats=True

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from deployments.engines import black_box
+from deployments.engines import black_box, vllm_faults
 from deployments.engines.leftovers import note_names
 
 BLACK_BOX = "BALLAST_BLACK_BOX"  # the file that dying processes write to
@@ -32,6 +32,9 @@ def register() -> None:
     if path is None or _only_looks_at_a_model():
         return
     _end_with_parent()
+    # The faults first: what they raise is written down as if vLLM had raised it.
+    if not black_box.is_open():
+        vllm_faults.install()
     if black_box.install(path):
         note_names()
         _resume_requests()

@@ -100,7 +100,8 @@ def test_a_message_is_read_as_the_cause_that_it_stands_for(phase: Phase, cause: 
     assert classify(message_of(fault)) is cause
     death = death_of(fault, ["a"])
     assert death is not None
-    assert (death.cause, death.phase, death.requests) == (cause, phase.value, ("a",))
+    told = "running" if phase is Phase.EXECUTE_MODEL else "loading"
+    assert (death.cause, death.phase, death.requests) == (cause, told, ("a",))
 
 
 def test_a_killed_an_ended_and_a_stopped_one_say_different_things() -> None:
@@ -122,6 +123,7 @@ def test_an_exception_is_of_the_class_that_says_it_in_earnest() -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 20\.00 MiB"):
         carry_out(Fault(phase=Phase.LOAD_MODEL))
+    carry_out(None)
 
 
 @pytest.mark.parametrize(
