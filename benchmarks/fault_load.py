@@ -32,7 +32,7 @@ class Traffic:
     clients: int
     late_clients: int = 0
     requests_per_client: int
-    output_tokens: int
+    output_tokens: int  # of a request on average
     timeout_s: float = 300.0  # of one request: its engine may start several times meanwhile
 
     @property
@@ -53,6 +53,11 @@ class Told:
     reconnects: int = 0
 
 
+def tokens_asked(traffic: Traffic, number: int) -> int:
+    """Half as many to one and a half times: else all clients would end their answers at once."""
+    return traffic.output_tokens // 2 + number * 7919 % (traffic.output_tokens + 1)
+
+
 def prompt(number: int) -> str:
     return prompt_of(0, number)
 
@@ -63,9 +68,9 @@ def mark(number: int) -> str:
 
 
 async def run(
-    traffic: Traffic, on_answer: Callable[[int], None], let_in: asyncio.Event | None = None
+    traffic: Traffic, on_token: Callable[[], None], let_in: asyncio.Event | None = None
 ) -> list[Told]:
-    """All answers by request; `on_answer` hears after each one how many there are."""
+    """All answers by request; `on_token` hears of each token."""
     answers: list[Told] = []
 
     async def client(index: int) -> None:
@@ -74,9 +79,8 @@ async def run(
         async with _session(traffic) as session:
             for each in range(traffic.requests_per_client):
                 told = Told(number=index * traffic.requests_per_client + each)
-                await _ask(session, traffic, told)
+                await _ask(session, traffic, told, on_token)
                 answers.append(told)
-                on_answer(len(answers))
 
     await asyncio.gather(*map(client, range(traffic.clients + traffic.late_clients)))
     return sorted(answers, key=lambda told: told.number)
@@ -106,9 +110,11 @@ def _session(traffic: Traffic) -> aiohttp.ClientSession:
     )
 
 
-async def _ask(session: aiohttp.ClientSession, traffic: Traffic, told: Told) -> None:
+async def _ask(
+    session: aiohttp.ClientSession, traffic: Traffic, told: Told, on_token: Callable[[], None]
+) -> None:
     told.sent_at_s, began_s = time.time(), time.perf_counter()
-    noted = _Noted(told, began_s)
+    noted = _Noted(told, began_s, on_token)
     try:
         async with asyncio.timeout(traffic.timeout_s):
             while True:
@@ -139,7 +145,7 @@ async def _attempt(
     body = {
         "model": traffic.model,
         "prompt": prompt(noted.told.number),
-        "max_tokens": traffic.output_tokens,
+        "max_tokens": tokens_asked(traffic, noted.told.number),
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
@@ -157,7 +163,7 @@ async def _attempt(
                 event = json.loads(line[6:])
                 if "error" in event:
                     return f"error in the stream: {str(event['error'])[:200]}"
-                noted.told.token_ids.extend(_token_ids(event["choices"]))
+                noted.take(_token_ids(event["choices"]))
     return "the stream ended without [DONE]"
 
 
@@ -167,10 +173,11 @@ def _token_ids(choices: Iterable[dict[str, Any]]) -> Iterable[int]:
 
 
 class _Noted:
-    """Notes the pauses of one request."""
+    """Notes the tokens of one request, and the pauses."""
 
-    def __init__(self, told: Told, began_s: float) -> None:
+    def __init__(self, told: Told, began_s: float, on_token: Callable[[], None]) -> None:
         self.told = told
+        self._on_token = on_token
         self._last_s = began_s
 
     def heard(self) -> None:
@@ -178,3 +185,8 @@ class _Noted:
         now_s = time.perf_counter()
         self.told.longest_pause_s = max(self.told.longest_pause_s, now_s - self._last_s)
         self._last_s = now_s
+
+    def take(self, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            self.told.token_ids.append(token_id)
+            self._on_token()

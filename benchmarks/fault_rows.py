@@ -19,7 +19,7 @@ PHASES = ("load_model", "profiling", "kv_planning", "kv_allocation", "warm_up")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blow:
-    """A signal from outside, when a quarter of the answers are there."""
+    """A signal from outside, when a quarter of the tokens are there."""
 
     process: str
     signal_name: str = "SIGKILL"

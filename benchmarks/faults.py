@@ -259,18 +259,20 @@ class Bench:
 async def _scenario(
     traffic: Traffic, blow: Blow | None, victim: psutil.Process | None
 ) -> tuple[float | None, list[Told]]:
+    """The blow falls when a quarter of the tokens of the early clients are there."""
     struck_at_s = None
     let_in = asyncio.Event()
-    quarter = traffic.clients * traffic.requests_per_client // 4
+    missing = traffic.clients * traffic.requests_per_client * traffic.output_tokens // 4
 
-    def on_answer(count: int) -> None:
-        nonlocal struck_at_s
-        if blow is not None and victim is not None and struck_at_s is None and count >= quarter:
+    def on_token() -> None:
+        nonlocal struck_at_s, missing
+        missing -= 1
+        if missing == 0 and blow is not None and victim is not None:
             struck_at_s = time.time()
             victim.send_signal(signal.Signals[blow.signal_name])
             let_in.set()
 
-    answers = await fault_load.run(traffic, on_answer, let_in)
+    answers = await fault_load.run(traffic, on_token, let_in)
     return struck_at_s, answers
 
 

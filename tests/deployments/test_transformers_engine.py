@@ -18,6 +18,7 @@ from deployments.engines import transformers as engine_module
 from deployments.engines.protocol import LoadFailed, Sampling, Step, TokenRequest
 from deployments.engines.transformers import TransformersEngine
 from deployments.errors import EngineDied, EngineMissing, Invalid, LadderExhausted, UnknownOption
+from deployments.faults import Fault
 from deployments.keeper import Keeper
 from deployments.oom import Cause, Death
 from deployments.supervisor import RestartLimit, Supervisor, fixed
@@ -411,3 +412,35 @@ def test_importing_the_engine_imports_neither_torch_nor_ray() -> None:
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+class TestFaults:
+    """Deaths made to order; what is due and when is in test_faults.py."""
+
+    pytestmark = on_ray
+
+    async def test_it_dies_as_it_was_told_to_and_loses_no_token(
+        self, local_ray: Any, model_path: str, clients: Clients
+    ) -> None:
+        faults = (
+            Fault(life=1, phase="load_model"),
+            Fault(life=2, after_tokens=40),
+            Fault(life=3, at_replay=True, by="exit"),
+            Fault(life=4, phase="warm_up", by="sigkill"),
+        )
+        engine = TransformersEngine(model_path, faults=faults)
+        keeper = keeper_of(engine, clients, rungs_of(16, 8, 4))
+        await keeper.start()
+        requests = [request(number, 30) for number in range(4)]
+        for each in requests:
+            await keeper.generate(each.request_id, each, total_tokens=100)
+        await clients.until(lambda: len(clients.finished) == len(requests))
+        assert clients.tokens == undisturbed(model_path, requests)
+        deaths = [(a.death.phase, a.death.cause) for a in keeper.supervisor.attempts if a.death]
+        assert deaths == [
+            ("loading", Cause.DEVICE_MEMORY),
+            ("running", Cause.DEVICE_MEMORY),
+            ("running", Cause.KILLED),  # Ray does not say how a worker ended
+            ("loading", Cause.KILLED),
+        ]
+        await keeper.stop()
