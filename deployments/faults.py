@@ -5,30 +5,18 @@ what is due; one that lives in a process of its own does so by `carry_out`.
 """
 
 import errno
+import importlib
 import os
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deployments import oom
+from deployments.last_words import LastWord, Phase
 from deployments.oom import Cause, Death
-
-
-class Phase(StrEnum):
-    """Where in its life an engine can be told to die, in the order in which it comes there."""
-
-    INIT_DEVICE = "init_device"
-    LOAD_MODEL = "load_model"
-    PROFILING = "profiling"
-    KV_PLANNING = "kv_planning"
-    KV_ALLOCATION = "kv_allocation"
-    GRAPH_CAPTURE = "graph_capture"
-    WARM_UP = "warm_up"
-    EXECUTE_MODEL = "execute_model"  # a step with requests in it
-
 
 LOADING = tuple(phase for phase in Phase if phase is not Phase.EXECUTE_MODEL)
 Way = Literal["exception", "sigkill", "sigstop", "exit"]
@@ -149,17 +137,25 @@ def carry_out(fault: Fault | None) -> None:
 
 def death_of(fault: Fault, requests: Sequence[str] = ()) -> Death | None:
     """What an engine without processes says it died of; None: a stopped one says nothing."""
+    phase = "running" if fault.phase is Phase.EXECUTE_MODEL else "loading"
     match fault.way:
         case "exception":
-            cause, message = fault.cause, message_of(fault)
+            error = f"{_class_of(fault)}: {message_of(fault)}"
         case "sigkill":
-            cause, message = Cause.KILLED, f"ended by signal {signal.SIGKILL:d}"
+            return oom.death_from_exit(-signal.SIGKILL, phase)
         case "exit":
-            cause, message = Cause.OTHER, f"ended with exit code {_EXIT_CODE}"
+            return oom.death_from_exit(_EXIT_CODE, phase)
         case "sigstop":
             return None
-    phase = "running" if fault.phase is Phase.EXECUTE_MODEL else "loading"
-    return Death(cause=cause, phase=phase, message=message, requests=tuple(requests))
+    word = LastWord(
+        process_id=os.getpid(),
+        errors=(error,),
+        is_fatal=True,
+        phase=fault.phase,
+        device_type="cuda",
+        requests=tuple(requests),
+    )
+    return oom.death_of(phase, words=(word,))
 
 
 def message_of(fault: Fault) -> str:
@@ -177,20 +173,22 @@ def message_of(fault: Fault) -> str:
             return "a fault that the config asks for"
 
 
-def _raise(fault: Fault) -> NoReturn:
-    """Of the class that says it in earnest, because that is read, too."""
-    message = message_of(fault)
+def _class_of(fault: Fault) -> str:
+    """The exception that says it in earnest, because that is read, too."""
     match fault.cause:
         case Cause.DEVICE_MEMORY if fault.phase is Phase.KV_PLANNING:
-            raise ValueError(message)
+            return "builtins.ValueError"
         case Cause.DEVICE_MEMORY:
-            import torch
-
-            raise torch.OutOfMemoryError(message)
+            return "torch.OutOfMemoryError"
         case Cause.HOST_MEMORY:
-            raise OSError(errno.ENOMEM, message)
+            return "builtins.MemoryError"
         case _:
-            raise RuntimeError(message)
+            return "builtins.RuntimeError"
+
+
+def _raise(fault: Fault) -> NoReturn:
+    module, _, name = _class_of(fault).rpartition(".")
+    raise getattr(importlib.import_module(module), name)(message_of(fault))
 
 
 # torch 2.13, c10/cuda/CUDACachingAllocator.cpp; what is missing are 16 MiB.

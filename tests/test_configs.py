@@ -209,8 +209,8 @@ WRONG: dict[str, tuple[Callable[[Document], None], tuple[str, ...]]] = {
         ("applications.1.args", "faults have no effect", "fault_injection: true"),
     ),
     "fault in a phase that the engine lacks": (
-        set_args(2, fault_injection=True, faults=[{"phase": "profiling"}]),
-        ("applications.2.args", "profiling", "load_model"),
+        set_args(2, fault_injection=True, faults=[{"phase": "kv_planning"}]),
+        ("applications.2.args", "kv_planning", "load_model"),
     ),
     "fault in a capture of graphs that there is not": (
         set_args(1, fault_injection=True, faults=[{"phase": "graph_capture"}]),

@@ -15,7 +15,8 @@ from deployments.config import (
     RecoveryConfig,
 )
 from deployments.engines.registry import ENGINES
-from deployments.faults import Fault, Phase
+from deployments.faults import Fault
+from deployments.last_words import Phase
 from deployments.oom import Cause
 from deployments.supervisor import State
 from vram.ladder import STEPS

@@ -17,7 +17,8 @@ import structlog
 from deployments import allocator
 from deployments.engines.protocol import Listener, LoadFailed, Measurement, TokenRequest
 from deployments.errors import EngineDied, EngineMissing, Invalid, UnknownOption
-from deployments.faults import Fault, Phase
+from deployments.faults import Fault
+from deployments.last_words import Phase
 from deployments.oom import Cause, Death, classify, death_from_exception
 from vram.settings import EngineSettings
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from deployments.engines.transformers_actor import ProcessId
 
 KNOWN_OPTIONS = ("attn_implementation", "revision")
-PHASES = (Phase.INIT_DEVICE, Phase.LOAD_MODEL, Phase.WARM_UP, Phase.EXECUTE_MODEL)
+PHASES = (Phase.INIT_DEVICE, Phase.LOAD_MODEL, Phase.PROFILING, Phase.EXECUTE_MODEL)
 PROCESS_START_S = 120.0  # Ray starts a worker in 1 to 3 s; longer means that there is no room
 KILL_GRACE_S = 5.0
 

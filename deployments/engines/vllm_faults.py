@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from deployments.faults import Fault, InBatch, Phase, Rehearsal, carry_out
+from deployments.faults import Fault, InBatch, Rehearsal, carry_out
+from deployments.last_words import Phase
 
 FAULTS = "BALLAST_FAULTS"  # JSON of `_Told`
 

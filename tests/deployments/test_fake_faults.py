@@ -8,8 +8,9 @@ from test_keeper import Clients, Ladder, answer, generate, make_keeper, request
 
 from deployments.engines.fake import FakeEngine, Script
 from deployments.engines.protocol import Step
-from deployments.faults import LOADING, Fault, Phase, Way
+from deployments.faults import LOADING, Fault, Way
 from deployments.keeper import Keeper
+from deployments.last_words import Phase
 from deployments.oom import Cause, Death
 
 NAMES = [f"request-{number}" for number in range(4)]

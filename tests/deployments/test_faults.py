@@ -1,7 +1,5 @@
 """When a fault is due. Pure: no engine."""
 
-import errno
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,13 +9,15 @@ from deployments.faults import (
     LOADING,
     Fault,
     InBatch,
-    Phase,
     Rehearsal,
     carry_out,
     death_of,
     message_of,
 )
+from deployments.last_words import Phase
 from deployments.oom import Cause, classify
+from vram.shortage import ShortageKind
+from vram.units import MIB
 
 NEW = InBatch(prompt="hello", is_replayed=False)
 REPLAYED = InBatch(prompt="hello", is_replayed=True)
@@ -93,6 +93,27 @@ def test_all_that_a_fault_names_has_to_come_together() -> None:
     assert rehearsal.stepping([POISON]) is not None
 
 
+@pytest.mark.parametrize(
+    ("phase", "kind"),
+    [
+        (Phase.LOAD_MODEL, ShortageKind.WEIGHTS),
+        (Phase.PROFILING, ShortageKind.ACTIVATIONS),
+        (Phase.KV_PLANNING, ShortageKind.NO_CACHE_BLOCKS),
+        (Phase.KV_ALLOCATION, ShortageKind.CACHE_ALLOCATION),
+        (Phase.GRAPH_CAPTURE, ShortageKind.GRAPH_CAPTURE),
+        (Phase.WARM_UP, ShortageKind.WARM_UP),
+        (Phase.EXECUTE_MODEL, ShortageKind.RUN_TIME),
+    ],
+)
+def test_memory_is_short_where_the_phase_wants_it(phase: Phase, kind: ShortageKind) -> None:
+    death = death_of(Fault(phase=phase))
+    assert death is not None
+    assert death.shortage is not None
+    assert death.shortage.kind is kind
+    missing = None if phase is Phase.KV_PLANNING else 16 * MIB
+    assert death.shortage.missing_bytes == missing
+
+
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("cause", [Cause.DEVICE_MEMORY, Cause.HOST_MEMORY, Cause.OTHER])
 def test_a_message_is_read_as_the_cause_that_it_stands_for(phase: Phase, cause: Cause) -> None:
@@ -115,9 +136,8 @@ def test_a_killed_an_ended_and_a_stopped_one_say_different_things() -> None:
 def test_an_exception_is_of_the_class_that_says_it_in_earnest() -> None:
     with pytest.raises(ValueError, match="cache blocks"):
         carry_out(Fault(phase=Phase.KV_PLANNING))
-    with pytest.raises(OSError, match="Cannot allocate memory") as host:
+    with pytest.raises(MemoryError, match="Cannot allocate memory"):
         carry_out(Fault(cause=Cause.HOST_MEMORY))
-    assert host.value.errno == errno.ENOMEM
     with pytest.raises(RuntimeError, match="a bug"):
         carry_out(Fault(cause=Cause.OTHER, message="a bug"))
     torch = pytest.importorskip("torch")

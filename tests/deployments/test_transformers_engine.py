@@ -426,7 +426,7 @@ class TestFaults:
             Fault(life=1, phase="load_model"),
             Fault(life=2, after_tokens=40),
             Fault(life=3, at_replay=True, by="exit"),
-            Fault(life=4, phase="warm_up", by="sigkill"),
+            Fault(life=4, phase="profiling", by="sigkill"),
         )
         engine = TransformersEngine(model_path, faults=faults)
         keeper = keeper_of(engine, clients, rungs_of(16, 8, 4))
