@@ -89,6 +89,13 @@ def test_a_worker_killed_beside_another_was_killed() -> None:
     assert death_of("running", words=words, error=ENGINE_DEAD).cause is Cause.KILLED
 
 
+def test_what_a_peer_saw_of_a_death_is_not_taken_for_its_cause() -> None:
+    """Also where the peer was faster to write."""
+    peer = raised("builtins.RuntimeError: Connection closed by peer [127.0.0.1]", is_fatal=True)
+    death = death_of("running", words=[peer, RAN_OUT, EXECUTOR_FAILED], error=ENGINE_DEAD)
+    assert (death.cause, death.requests) == (Cause.DEVICE_MEMORY, ("a", "b"))
+
+
 @pytest.mark.parametrize(
     "exit_codes", [{"EngineCore": -9}, {"EngineCore_DP0": 1, "EngineCore_DP1": -9}]
 )
