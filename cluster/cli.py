@@ -55,6 +55,9 @@ def estimate(
         bool, typer.Option("--json", help="for machines, per GPU and in bytes")
     ] = False,
     lang: Annotated[str | None, typer.Option(help="en or zh; the locale's otherwise")] = None,
+    calibration: Annotated[
+        bool, typer.Option(help="whether to use what loads here have taken, or formulas alone")
+    ] = True,
     by_name: Annotated[
         bool, typer.Option("--by-name", help="approximate from the name alone, read nothing")
     ] = False,
@@ -63,6 +66,7 @@ def estimate(
     from cluster import estimate_command, estimate_report
     from cluster.languages import language_of
     from cluster.terminal import output, print_json
+    from vram.calibration import calibration_path
 
     language = language_of(lang, os.environ)
     if by_name:
@@ -72,7 +76,13 @@ def estimate(
         else:
             output().print(estimate_report.approximation_line(approximation, language))
         raise typer.Exit(2)  # an approximation never says that it fits
-    found = estimate_command.answers(model, gpus=gpus, engine=engine, pins=pins or ())
+    found = estimate_command.answers(
+        model,
+        gpus=gpus,
+        engine=engine,
+        pins=pins or (),
+        calibration=calibration_path(os.environ) if calibration else None,
+    )
     if json:
         print_json(estimate_report.as_json(found, language))
     else:

@@ -3,13 +3,16 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cluster.model_source import read_shape
 from cluster.pins import Pins, read_pins
+from deployments.engines.registry import engine_versions
 from placement.nodes import Node
 from placement.words import nodes_from_words
 from vram import defaults
+from vram.calibration import read_calibration
 from vram.dtypes import canonical_dtype
 from vram.errors import Invalid
 from vram.estimate import ENGINES, Estimate, estimate
@@ -17,6 +20,7 @@ from vram.gpu import Device, cpu_device, device_named
 from vram.model import ModelShape
 from vram.model_names import approximate_parameters, approximate_weight_bytes
 from vram.remedy import Remedy, remedies, shortage
+from vram.residuals import Residuals, load_kind
 from vram.settings import EngineSettings
 from vram.units import gib_to_bytes
 
@@ -59,6 +63,7 @@ class Answer:
     settings: EngineSettings
     estimate: Estimate
     refusal: Refusal | None
+    learned: Residuals | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -71,15 +76,28 @@ class Answer:
 
 
 def answers(
-    model: str, *, gpus: str | None, engine: str, pins: Sequence[str]
+    model: str,
+    *,
+    gpus: str | None,
+    engine: str,
+    pins: Sequence[str],
+    calibration: Path | None = None,
 ) -> tuple[Answer, ...]:
-    """One for each kind of card, those that fit first; else in the inventory's order."""
+    """One for each kind of card, those that fit first; else in the inventory's order.
+
+    `calibration` is the file of what loads have taken; None for the formulas alone.
+    """
     if engine not in ENGINES:
         raise Invalid(f"Unknown engine {engine[:40]!r}; known are {', '.join(ENGINES)}.", "engine")
     pinned = read_pins(pins)
     kinds, note = inventory(gpus)
     shape, notes = read_shape(model)
     notes = (*((note,) if note else ()), *notes)
+    if calibration is not None:
+        learned = read_calibration(calibration)
+        if learned.num_skipped:
+            notes += (f"{calibration}: {learned.num_skipped} lines cannot be read",)
+        shape = replace(shape, learned=learned.of(shape, engine_versions()))
     found = [answer(model, shape, cards, engine, pinned, notes) for cards in kinds]
     return tuple(sorted(found, key=lambda each: not each.fits))
 
@@ -121,6 +139,7 @@ def answer(
         settings=settings,
         estimate=estimated,
         refusal=refusal,
+        learned=shape.learned_of(load_kind(settings, cards.device, engine)),
         notes=notes,
     )
 

@@ -29,9 +29,11 @@ def as_json(found: Sequence[Answer], language: Language) -> dict[str, Any]:
         "num_gpus": chosen.settings.num_gpus,
         "items": {item.name: item.bytes for item in estimate.items},
         "outside": {item.name: item.bytes for item in estimate.outside},
+        "at_peak": {item.name: item.bytes for item in estimate.at_peak},
         "total": estimate.total_bytes,
         "budget": estimate.budget_bytes,
         "device_use_under_load": estimate.device_use_under_load_bytes,
+        "device_use_at_peak": estimate.device_use_at_peak_bytes,
         "kv_cache_tokens": estimate.kv_cache_tokens,
         "kv_cache_bytes_per_token": estimate.token_bytes,
         "kv_cache_bytes_per_sequence": estimate.sequence_bytes,
@@ -41,9 +43,10 @@ def as_json(found: Sequence[Answer], language: Language) -> dict[str, Any]:
         "at_fault": chosen.refusal.at_fault if chosen.refusal else None,
         "remedies": [_turned(each) for each in chosen.refusal.remedies] if chosen.refusal else [],
         "notes": list(chosen.notes),
+        "calibration": _calibration(chosen),
         "formulas": {
             item.name: {"formula": item.formula, "source": item.source}
-            for item in (*estimate.items, *estimate.outside)
+            for item in (*estimate.items, *estimate.outside, *estimate.at_peak)
         },
         "other_cards": [
             {
@@ -56,6 +59,17 @@ def as_json(found: Sequence[Answer], language: Language) -> dict[str, Any]:
             }
             for other in others
         ],
+    }
+
+
+def _calibration(answer: Answer) -> dict[str, Any] | None:
+    learned = answer.learned
+    if learned is None:
+        return None
+    return {
+        "loads": learned.num_loads,
+        "engine_version": learned.engine_version,
+        "learned": dict(learned.amounts),
     }
 
 
@@ -144,10 +158,20 @@ def _parts(answer: Answer, language: Language) -> Iterator[RenderableType]:
         f"{name}={_short(value)}" for name, value in asdict(settings).items() if value is not None
     )
     yield Text(f"{say(language, 'settings')}: {pairs}", style=OUTSIDE_STYLE)
-    items = [*estimate.items, *estimate.outside]
+    items = [i for i in (*estimate.items, *estimate.outside, *estimate.at_peak) if i.bytes]
     for source in dict.fromkeys(item.source for item in items):
         names = ", ".join(item_name(language, i.name) for i in items if i.source == source)
         yield Text(f"{say(language, 'source')} {source}: {names}", style=OUTSIDE_STYLE)
+    if answer.learned is not None:
+        yield Text(
+            say(
+                language,
+                "calibrated",
+                loads=answer.learned.num_loads,
+                engine=answer.engine,
+                version=answer.learned.engine_version,
+            )
+        )
     for note in answer.notes:
         yield Text(f"{say(language, 'notes')}: {note}")
     if answer.refusal is None:
@@ -184,6 +208,10 @@ def _table(answer: Answer, language: Language) -> RenderableType:
     for item in estimate.outside:
         row(item_name(language, item.name), item.bytes, item)
     row(say(language, "device_use_under_load"), estimate.device_use_under_load_bytes, style="bold")
+    if any(item.bytes for item in estimate.at_peak):
+        for item in estimate.at_peak:
+            row(item_name(language, item.name), item.bytes, item)
+        row(say(language, "device_use_at_peak"), estimate.device_use_at_peak_bytes)
     return drawn
 
 

@@ -40,6 +40,7 @@ PHRASES: dict[str, Phrase] = {
     "total": Phrase("total", "合计"),
     "budget": Phrase("budget of the engine", "引擎预算"),
     "device_use_under_load": Phrase("device under load", "负载下设备占用"),
+    "device_use_at_peak": Phrase("device at its fullest", "设备最大占用"),
     "card": Phrase("card", "显卡"),
     "fits": Phrase("It fits.", "可以运行。"),
     "does_not_fit": Phrase("It does not fit.", "无法运行。"),
@@ -82,6 +83,11 @@ PHRASES: dict[str, Phrase] = {
         "仅按名称近似：{parameters} 十亿参数，{form} 权重 {size}，误差可达 10 %。"
         "能否运行须由 config.json 判断。",
     ),
+    "calibrated": Phrase(
+        "Corrected by {loads} loads of this kind here ({engine} {version}); "
+        "--no-calibration shows the formulas alone.",
+        "已按本机 {loads} 次同类加载修正（{engine} {version}）；--no-calibration 只显示公式结果。",
+    ),
     # What would fit.
     "remedy_kv_cache_memory_bytes": Phrase(
         "with {value} bytes of KV cache", "KV 缓存设为 {value} 字节"
@@ -110,6 +116,7 @@ PHRASES: dict[str, Phrase] = {
     "context": Phrase("CUDA context", "CUDA 上下文"),
     "runner_state": Phrase("runner state", "运行器状态"),
     "allocator_slack": Phrase("allocator slack", "分配器余量"),
+    "split_accumulators": Phrase("split accumulators", "分段累加器"),
     "learned": Phrase("learned from loads", "由实测修正"),
 }
 

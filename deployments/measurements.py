@@ -9,8 +9,10 @@ from typing import Any
 from deployments.engines.protocol import Measurement
 from deployments.errors import EngineDied
 from deployments.keeper import Keeper
+from vram.settings import EngineSettings
 
 MEASURE_EVERY_S = 10.0  # it reads every process of the machine
+WATCH_EVERY_S = 60.0  # without anybody who asks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,29 +33,37 @@ class Measurements:
         *,
         every_s: float = MEASURE_EVERY_S,
         clock: Callable[[], float] = time.time,
+        on_measured: Callable[[Measured, EngineSettings], None] | None = None,
     ) -> None:
         self.newest: Measured | None = None
         self._keeper = keeper
         self._every_s = every_s
         self._clock = clock
+        self._on_measured = on_measured  # called in a thread: it may write a file
         self._task: asyncio.Task[None] | None = None
 
     async def refreshed(self) -> Measured | None:
         """The newest one; where it is old, another is on its way. Only the first is waited for."""
         self._raise_its_error()
-        if self._task is None and self._is_due():
+        if self._task is None and self._is_due(self._every_s):
             self._task = asyncio.create_task(self._measure(self._keeper.supervisor.generation))
         if self.newest is None and self._task is not None:
             await asyncio.wait((self._task,))  # a client that leaves does not cancel it
             self._raise_its_error()
         return self.newest
 
-    def _is_due(self) -> bool:
+    def watch(self) -> None:
+        """Begin a measurement where nobody has asked for long, or nobody has of this life."""
+        self._raise_its_error()
+        if self._task is None and self._is_due(WATCH_EVERY_S):
+            self._task = asyncio.create_task(self._measure(self._keeper.supervisor.generation))
+
+    def _is_due(self, every_s: float) -> bool:
         newest = self.newest
         return self._keeper.is_serving and (
             newest is None
             or newest.generation != self._keeper.supervisor.generation
-            or self._clock() - newest.at_s > self._every_s
+            or self._clock() - newest.at_s > every_s
         )
 
     async def _measure(self, generation: int) -> None:
@@ -64,6 +74,9 @@ class Measurements:
         if self._keeper.is_serving and self._keeper.supervisor.generation == generation:
             at_s = self._clock()
             self.newest = Measured(measurement=measurement, generation=generation, at_s=at_s)
+            settings = self._keeper.settings
+            if self._on_measured is not None and settings is not None:
+                await asyncio.to_thread(self._on_measured, self.newest, settings)
 
     def _raise_its_error(self) -> None:
         """A bug in the background is heard by whoever asks next."""

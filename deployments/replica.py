@@ -1,5 +1,6 @@
 """The Ray Serve replica: HTTP ends here, and the engine lives beside it. Thin on purpose."""
 
+import os
 from typing import Any
 
 import ray
@@ -10,16 +11,20 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from deployments.config import ModelConfig
+from deployments.engines.registry import engine_versions
 from deployments.errors import Fatal, Invalid
 from deployments.inference_stream import InferenceStream
+from deployments.learning import Learner
 from deployments.limits import Admission, ApiKeys, BodyLimit, JsonGuard, ResponseTime, load_api_keys
 from deployments.measurements import Measurements
 from deployments.pages import Pages
 from deployments.relay.port import Address, ReplicaPort
 from deployments.serving import Serving, start_serving
+from deployments.shapes import shape_of
 from deployments.status import ReplicaCollector, report
 from deployments.supervisor import State
 from placement.bundles import Bundles
+from vram.calibration import calibration_path
 from vram.plan import Plan
 
 
@@ -36,10 +41,22 @@ class Replica:
         group = ray.util.get_current_placement_group()
         _check_placement(config.name, bundles, group)
         self._serving: Serving = await start_serving(config, plan, placement_group=group)
-        self._measurements = Measurements(self._serving.keeper)
+        self._learner = Learner(
+            config.name,
+            shape_of(config),
+            plan.device,
+            plan.engine,
+            versions=engine_versions(),
+            path=calibration_path(os.environ),
+        )
+        self._measurements = Measurements(self._serving.keeper, on_measured=self._learner.heard)
         self._replica = serve.get_replica_context().replica_tag
         collector = ReplicaCollector(
-            self._serving.keeper, plan, self._measurements, replica=self._replica
+            self._serving.keeper,
+            plan,
+            self._measurements,
+            self._learner,
+            replica=self._replica,
         )
         self._registry = CollectorRegistry()
         self._registry.register(collector)
@@ -74,6 +91,7 @@ class Replica:
         """Healthy while it recovers: Ray Serve must not replace a replica that holds streams."""
         if self._serving.keeper.state is State.FAILED:
             raise Fatal(f"{self._config.name}: {self._serving.keeper.supervisor.reason}")
+        self._measurements.watch()  # so that every load is learned from
 
     async def status(self) -> dict[str, Any]:
         """For the gateway, which asks every replica."""

@@ -1,6 +1,10 @@
 """The shape of the model that a configuration names."""
 
+import os
+
 from deployments.config import ModelConfig
+from deployments.engines.registry import engine_versions
+from deployments.learning import with_calibration
 from vram.hub import read_config
 from vram.model import ModelShape
 
@@ -21,7 +25,11 @@ _FAKE = {
 
 
 def shape_of(config: ModelConfig) -> ModelShape:
-    """Read from `config.json`. Raises `Invalid` if there is none or if it makes no sense."""
+    """Read from `config.json`, with what its loads here have taken.
+
+    Raises `Invalid` if there is none or if it makes no sense.
+    """
     if config.engine == "fake":
         return ModelShape.from_config(_FAKE)
-    return ModelShape.from_config(read_config(config.model))
+    shape = ModelShape.from_config(read_config(config.model))
+    return with_calibration(shape, os.environ, engine_versions())

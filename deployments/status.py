@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deployments.keeper import Keeper
+from deployments.learning import Learner
 from deployments.measurements import Measured, Measurements
 from deployments.supervisor import Attempt, State
 from vram.plan import Plan
@@ -87,11 +88,18 @@ class ReplicaCollector(Collector):
     """
 
     def __init__(
-        self, keeper: Keeper[Any], plan: Plan, measurements: Measurements, *, replica: str
+        self,
+        keeper: Keeper[Any],
+        plan: Plan,
+        measurements: Measurements,
+        learner: Learner,
+        *,
+        replica: str,
     ) -> None:
         self._keeper = keeper
         self._plan = plan
         self._measurements = measurements
+        self._learner = learner
         self._replica = replica
 
     def collect(self) -> Iterator[Metric]:
@@ -143,6 +151,18 @@ class ReplicaCollector(Collector):
             yield self._gauge(
                 "ballast_measured_device_bytes", "GPU memory of the engine", {(): device_bytes}
             )
+
+        yield self._gauge(
+            "ballast_measured_over_estimate",
+            "What the newest load took, by what it was estimated to take; 1 is exact",
+            {(what,): ratio for what, ratio in self._learner.over_estimate.items()},
+            "what",
+        )
+        yield self._counter(
+            "ballast_loads_above_estimate",
+            "Loads that took over 3 % more than estimated",
+            {(): self._learner.num_loads_above},
+        )
 
     def _gauge(self, name: str, documentation: str, values: _Values, *labels: str) -> Metric:
         return self._filled(GaugeMetricFamily(name, documentation, labels=(*_OWN, *labels)), values)

@@ -23,6 +23,7 @@ from vram.parts import (
     Width,
 )
 from vram.quantization import Quantization
+from vram.residuals import LoadKind, Residuals
 
 # Equal tensors and how many there are of them: a tower of 32 blocks is a dozen entries.
 Tensors = tuple[tuple[Tensor, int], ...]
@@ -71,6 +72,8 @@ class ModelShape:
     kv_cache_dtype: str | None  # what the checkpoint asks for
     # What the headers of the checkpoint hold for each byte that the config implies.
     checkpoint_ratio: float = 1.0
+    # What its loads took, by kind of load. vram/calibration.py
+    learned: tuple[Residuals, ...] = ()
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "ModelShape":
@@ -135,6 +138,10 @@ class ModelShape:
         if heads and heads % degree and degree % heads:
             return f"it and {heads} key-value heads do not divide each other"
         return ""
+
+    def learned_of(self, kind: LoadKind) -> Residuals | None:
+        """What loads of this kind took; None where there was none."""
+        return next((found for found in self.learned if found.kind == kind), None)
 
     @property
     def is_latent(self) -> bool:

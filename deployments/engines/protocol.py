@@ -4,8 +4,8 @@ An engine object outlives its processes: `start` begins a life, `stop` ends it a
 behind, and `start` may be called again with other settings. Knows nothing of HTTP or of Ray Serve.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from deployments.oom import Death
@@ -44,6 +44,9 @@ class Measurement:
     resident_bytes: int
     device_bytes: int
     process_ids: tuple[int, ...]
+    # What the engine itself said when it had loaded: bytes per GPU by the names of an estimate's
+    # items, and `kv_cache_tokens`. Empty for an engine that says nothing.
+    reported: Mapping[str, int] = field(default_factory=dict)
 
 
 R = TypeVar("R", contravariant=True)

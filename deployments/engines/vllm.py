@@ -18,6 +18,7 @@ import psutil
 from deployments import allocator, orphans, processes
 from deployments.engines import leftovers, vllm_faults
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
+from deployments.engines.vllm_memory import lines_beside, read_reported
 from deployments.engines.vllm_plugin import BLACK_BOX, EMITTED, PROMPT
 from deployments.errors import EngineDied
 from deployments.faults import Fault
@@ -90,6 +91,7 @@ class VLLMEngine:
             resident_bytes=await asyncio.to_thread(processes.resident_bytes, found),
             device_bytes=device_bytes(found),
             process_ids=tuple(process.pid for process in found),
+            reported=read_reported(lines_beside(self._black_box)),
         )
 
     async def stop(self) -> None:

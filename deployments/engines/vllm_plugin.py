@@ -10,10 +10,12 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from deployments.engines import black_box, vllm_faults
 from deployments.engines.leftovers import note_names
+from deployments.engines.vllm_memory import keep_memory_lines
 
 BLACK_BOX = "BALLAST_BLACK_BOX"  # the file that dying processes write to
 EMITTED = "ballast_emitted"  # in `extra_args`: how many tokens at the prompt's end are output
@@ -36,6 +38,7 @@ def register() -> None:
     if not black_box.is_open():
         vllm_faults.install()
     if black_box.install(path):
+        keep_memory_lines(Path(path))
         note_names()
         _resume_requests()
         if os.environ.get(SHARE_CORES) == "1":

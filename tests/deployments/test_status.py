@@ -1,9 +1,11 @@
 """What a replica reports: values, and series that those of another replica do not repeat."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,9 +17,11 @@ from deployments.config import DeviceConfig, ModelConfig
 from deployments.engines.fake import FakeEngine
 from deployments.engines.protocol import TokenRequest
 from deployments.keeper import Keeper
+from deployments.learning import Learner
 from deployments.measurements import Measurements
 from deployments.metrics import merge
 from deployments.planning import make_plan
+from deployments.shapes import shape_of
 from deployments.status import ReplicaCollector, report
 from deployments.supervisor import RestartLimit, State, Supervisor, fixed
 from vram.ladder import Rung
@@ -25,14 +29,14 @@ from vram.plan import Plan
 from vram.shortage import Shortage, ShortageKind
 
 Ladder = Callable[[int], tuple[Rung, ...]]
+FAKE = ModelConfig(
+    name="demo", model="-", engine="fake", device=DeviceConfig(kind="cpu", memory_gib=1)
+)
 
 
 @pytest.fixture
 def plan() -> Plan:
-    config = ModelConfig(
-        name="demo", model="-", engine="fake", device=DeviceConfig(kind="cpu", memory_gib=1)
-    )
-    return make_plan(config)[0]
+    return make_plan(FAKE)[0]
 
 
 @pytest.fixture
@@ -56,7 +60,11 @@ async def text_of(keeper: Keeper[TokenRequest], plan: Plan, replica: str) -> str
     measurements = Measurements(keeper)
     await measurements.refreshed()
     registry = CollectorRegistry()
-    registry.register(ReplicaCollector(keeper, plan, measurements, replica=replica))
+    learner = Learner(
+        "demo", shape_of(FAKE), plan.device, plan.engine, versions={}, path=Path(os.devnull)
+    )
+    learner.over_estimate = {"device_use": 1.25}
+    registry.register(ReplicaCollector(keeper, plan, measurements, learner, replica=replica))
     return generate_latest(registry).decode()
 
 
@@ -70,7 +78,9 @@ async def test_every_series_carries_its_model_and_its_replica(
         "ballast_engine_deaths_total",
         "ballast_engine_state",
         "ballast_estimate_bytes",
+        "ballast_loads_above_estimate_total",
         "ballast_measured_device_bytes",
+        "ballast_measured_over_estimate",
         "ballast_measured_resident_bytes",
         "ballast_requests_in_flight",
         "ballast_requests_replayed_total",
@@ -107,7 +117,12 @@ async def test_a_report_has_the_measurement_and_its_time(
 ) -> None:
     measured = await Measurements(keeper, clock=lambda: 1234.5).refreshed()
     said = report(keeper, plan, measured, engine="fake", replica="demo#a1")
-    assert said["measured"] == {"resident_bytes": 0, "device_bytes": 0, "process_ids": ()}
+    assert said["measured"] == {
+        "resident_bytes": 0,
+        "device_bytes": 0,
+        "process_ids": (),
+        "reported": {},
+    }
     assert said["measured_at"] == 1234.5
     assert said["replica"] == "demo#a1"
     unmeasured = report(keeper, plan, None, engine="fake", replica="demo#a1")

@@ -31,6 +31,7 @@ class Server:
     log: Path
     process: subprocess.Popen[bytes]
     dashboard: str
+    calibration: Path  # of this server alone
 
     def status(self, model: str) -> dict[str, Any]:
         return httpx.get(f"{self.url}/{model}/status", timeout=30).raise_for_status().json()
@@ -90,6 +91,7 @@ def running(
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "BALLAST_CALIBRATION": str(folder / "calibration.jsonl"),
         "PYTHONUNBUFFERED": "1",
     }
     with log.open("wb") as output:
@@ -106,7 +108,8 @@ def running(
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(process, url, models, log)
-            yield Server(url, log, process, _dashboard(log))
+            calibration = Path(env["BALLAST_CALIBRATION"])
+            yield Server(url, log, process, _dashboard(log), calibration)
         finally:
             _end(process, str(folder))
     shutil.rmtree(folder, ignore_errors=True)
