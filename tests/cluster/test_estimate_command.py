@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from commands import CONFIGS, Ran, run_alone, run_here
 from cluster.estimate_command import answer, inventory
 from cluster.languages import PHRASES
 from cluster.pins import KNOWN, read_pins
+from deployments.engines.registry import engine_versions
+from vram.calibration import Load, append_load, shape_hash
 from vram.estimate import estimate
 from vram.gpu import device_named
 from vram.model import ModelShape
+from vram.residuals import load_kind
 from vram.settings import EngineSettings
 from vram.units import GIB
 
@@ -214,3 +218,52 @@ def test_a_fitting_model_is_a_command_of_its_own_with_exit_code_0_and_no_ray_nor
     imported = {line.rpartition("|")[2].strip() for line in ran.err.splitlines()}
     assert "vram.estimate" in imported
     assert not imported & {"ray", "torch", "vllm", "transformers"}
+
+
+@pytest.fixture
+def taught(monkeypatch, tmp_path) -> Path:
+    """A calibration file with one load of Qwen2.5-7B on an H200, a GiB heavier than estimated."""
+    path = tmp_path / "calibration.jsonl"
+    monkeypatch.setenv("BALLAST_CALIBRATION", str(path))
+    own = shape("qwen2.5-7b")
+    cards, _ = inventory("1xH200")
+    found = answer("x", own, cards[0], "vllm", read_pins(["max_model_len=8192"]))
+    said = {item.name: item.bytes for item in found.estimate.items}
+    append_load(
+        path,
+        Load(
+            load_id="a",
+            at_s=1.0,
+            architecture=own.architecture,
+            shape=shape_hash(own),
+            engine_version=engine_versions()["vllm"] or "0.29.0",
+            kind=load_kind(found.settings, cards[0].device, "vllm"),
+            estimated=said,
+            measured={"weights": said["weights"] + GIB},
+        ),
+    )
+    return path
+
+
+def test_what_loads_here_have_taken_is_used_and_said(ballast, taught) -> None:
+    words = (*H200, "--set", "max_model_len=8192")
+    with_it = document(ballast("qwen2.5-7b", *words, "--json"))
+    without = document(ballast("qwen2.5-7b", *words, "--json", "--no-calibration"))
+    assert with_it["items"]["weights"] == without["items"]["weights"] + GIB
+    assert with_it["items"]["kv_cache"] == without["items"]["kv_cache"] - GIB
+    assert with_it["calibration"]["loads"] == 1
+    assert without["calibration"] is None
+    assert "Corrected by 1 loads" in ballast("qwen2.5-7b", *words).out
+    assert "Corrected" not in ballast("qwen2.5-7b", *words, "--no-calibration").out
+
+
+def test_a_relative_of_the_model_is_not_touched(ballast, taught) -> None:
+    found = document(ballast("qwen2.5-14b", *H200, "--json"))
+    assert found["calibration"] is None
+
+
+def test_a_damaged_calibration_file_is_a_note(ballast, taught) -> None:
+    taught.write_bytes(taught.read_bytes() + b"{torn\n\xff\n")
+    found = document(ballast("qwen2.5-7b", *H200, "--json"))
+    assert "2 lines cannot be read" in found["notes"][0]
+    assert found["calibration"]["loads"] == 1
