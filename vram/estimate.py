@@ -11,10 +11,11 @@ from vram.errors import Invalid
 from vram.gpu import Device
 from vram.graphs import counted_graph_bytes, cuda_graphs, driver_bytes
 from vram.kv_cache import CacheLayout, cache_layout
+from vram.learned import corrected, excess
 from vram.model import ModelShape
 from vram.overhead import Overhead, newer_runner
 from vram.quantization import named
-from vram.residuals import Residuals, load_kind
+from vram.residuals import load_kind
 from vram.settings import EngineSettings
 from vram.units import gib
 from vram.weights import weight_bytes
@@ -91,7 +92,7 @@ def estimate(
     fixed = _fixed(shape, settings, device, engine, draft)
     found = shape.learned_of(load_kind(settings, device, engine)) if shape.learned else None
     if found is not None:
-        fixed = {name: _corrected(name, part, found) for name, part in fixed.items()}
+        fixed = corrected(fixed, found)
     fixed_bytes = sum(part.size_bytes for part in fixed.values())
     budget_bytes = int(device.total_bytes * settings.gpu_memory_utilization)
     graph_bytes = fixed["cuda_graphs"].size_bytes
@@ -120,7 +121,7 @@ def estimate(
     under_load_bytes = total_bytes + sum(part.size_bytes for part in outside.values())
     if found is not None:
         formula = estimate(replace(shape, learned=()), settings, device, engine, draft)
-        outside["learned"] = _excess(formula, under_load_bytes, found)
+        outside["learned"] = excess(formula.device_use_under_load_bytes, under_load_bytes, found)
         under_load_bytes += outside["learned"].size_bytes
     reason = _reason(
         settings, device, layout, cache.size_bytes, cache_left_bytes, under_load_bytes, fixed
@@ -221,27 +222,6 @@ def _weights(shape: ModelShape, settings: EngineSettings, device: Device) -> Ove
         formula=f"{shape.parameter_count} parameters in {form} / {settings.num_gpus} GPU",
         source=source,
     )
-
-
-def _corrected(name: str, part: Overhead, found: Residuals) -> Overhead:
-    size_bytes = found.corrected(name, part.size_bytes)
-    if size_bytes == part.size_bytes:
-        return part
-    return replace(part, size_bytes=size_bytes, source=f"{part.source}; {_loads(found)}")
-
-
-def _excess(formula: Estimate, under_load_bytes: int, found: Residuals) -> Overhead:
-    """What the device was seen to hold above the formula, and no item accounts for."""
-    seen_bytes = found.corrected("device_use", formula.device_use_under_load_bytes)
-    return Overhead(
-        size_bytes=max(seen_bytes - under_load_bytes, 0),
-        formula="the device as it was measured - all other items",
-        source=_loads(found),
-    )
-
-
-def _loads(found: Residuals) -> str:
-    return f"loads with {found.kind.engine} {found.engine_version}: {found.num_loads}"
 
 
 def _items(parts: dict[str, Overhead]) -> tuple[Item, ...]:
