@@ -71,11 +71,10 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def _known() -> dict[str, tuple[type, bool]]:
     known = {}
     for each in fields(EngineSettings):
-        if isinstance(each.type, types.UnionType):
-            known[each.name] = (get_args(each.type)[0], True)
-        else:
-            assert isinstance(each.type, type)
-            known[each.name] = (each.type, False)
+        optional = isinstance(each.type, types.UnionType)
+        kind = get_args(each.type)[0] if optional else each.type
+        if kind in _KINDS:  # one that a word cannot say is not for the command line
+            known[each.name] = (kind, optional)
     return known
 
 

@@ -82,6 +82,9 @@ def load_kind(settings: EngineSettings, device: Device, engine: str) -> LoadKind
     parts += ["expert parallel"] if settings.expert_parallel else []
     parts += [f"{settings.max_loras} x {settings.max_lora_rank}"] if settings.max_loras else []
     parts += ["speculative"] if settings.num_speculative_tokens else []
+    captured = settings.max_cudagraph_capture_size
+    parts += [] if captured is None else [f"graphs to {captured}"]
+    parts += ["expandable"] if settings.expandable_segments else []
     return LoadKind(
         engine=engine,
         card=device.name,

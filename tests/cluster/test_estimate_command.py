@@ -72,16 +72,14 @@ def test_the_json_is_the_estimate_of_the_settings_that_it_names(ballast) -> None
 
 @pytest.mark.parametrize("key", KNOWN)
 def test_every_setting_of_an_engine_can_be_pinned(key: str) -> None:
-    values = {
-        "dtype": "float16", "quantization": "fp8", "kv_cache_dtype": "fp8",
-        "gpu_memory_utilization": "0.5", "enforce_eager": "true", "expert_parallel": "true",
-        "enable_prefix_caching": "false", "max_num_batched_tokens": "4096",
-    }  # fmt: skip
-    text = values.get(key, "4")
+    words = {"dtype": "float16", "quantization": "fp8", "kv_cache_dtype": "fp8"}
+    words["max_num_batched_tokens"] = "4096"
+    of_kind = {bool: "true", int: "4", float: "0.5"}
+    text = words.get(key) or of_kind[KNOWN[key][0]]
     cards, _ = inventory("8xH200")
     found = answer("x", shape("llama-3.1-8b"), cards[0], "vllm", read_pins([f"{key}={text}"]))
     pinned = getattr(found.settings, key)
-    assert (str(pinned).lower() if isinstance(pinned, bool) else str(pinned)) == text
+    assert str(pinned).lower() == text
 
 
 def test_a_model_that_does_not_fit_says_which_item_is_at_fault_and_what_would_do(ballast) -> None:

@@ -109,6 +109,8 @@ def test_no_measurement_moves_an_item_beyond_its_bounds(
         {"pipeline_parallel_size": 2},
         {"max_loras": 4},
         {"num_speculative_tokens": 3},
+        {"max_cudagraph_capture_size": 64},
+        {"expandable_segments": True},
     ],
 )
 def test_what_makes_other_code_run_is_another_kind(changes, settings_with) -> None:
