@@ -14,6 +14,10 @@ __all__ = ["Cause", "Death", "classify", "death_from_exception", "death_from_exi
 # vLLM 0.26 to 0.29 say so of a process that a signal ended: a worker's end in EngineCore's log,
 # EngineCore's in the error of its start.
 _ENDED_BY_SIGNAL = re.compile(r"(?:\(exit code: |Failed core proc\(s\): \{[^}]*?: )(-\d+)")
+# vLLM looks for the exit code before the kernel has it, and Ray's executor does not look.
+_VANISHED = re.compile(
+    r"Worker proc \S+ died unexpectedly \(exit code: None\)|RayWorkerProc .*died unexpectedly"
+)
 # Computed and not asked for: what is free on the device is not what was short.
 _PLANNED = {
     ShortageKind.NO_CACHE_BLOCKS,
@@ -72,6 +76,9 @@ def death_of(
     signals = [code for code in (*exit_codes, *_told_signals(texts)) if code < 0]
     if signals:
         return death_from_exit(signals[0], phase)
+    if not exceptions and any(_VANISHED.search(text) for text in texts):
+        message = "a worker's process is gone without a word"
+        return Death(cause=Cause.KILLED, phase=phase, message=message)
     for word in ([word for word in told if word.is_fatal] or [*exceptions, *parent, *lines])[:1]:
         return _death_of_word(word, phase)
     return death_from_exit(exit_codes[0] if exit_codes else None, phase)

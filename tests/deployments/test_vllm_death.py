@@ -82,6 +82,19 @@ def test_a_worker_killed_from_outside_was_killed() -> None:
         assert death.cause is Cause.KILLED
 
 
+@pytest.mark.parametrize(
+    "line",
+    [WORKER_DIED.format(None), "RayWorkerProc rank=1 died unexpectedly, shutting down executor."],
+)
+def test_a_worker_that_is_gone_without_a_word_was_killed(line: str) -> None:
+    """vLLM looked for the exit code of a killed worker too early, on a machine with TP 2."""
+    death = death_of("running", words=[logged(line), EXECUTOR_FAILED], error=ENGINE_DEAD)
+    assert death.cause is Cause.KILLED
+    bug = raised("builtins.ValueError: a bug")
+    death = death_of("running", words=[bug, logged(line), EXECUTOR_FAILED], error=ENGINE_DEAD)
+    assert (death.cause, death.message) == (Cause.OTHER, bug.errors[0])
+
+
 def test_a_worker_killed_beside_another_was_killed() -> None:
     """The other one hears only that its peer is gone."""
     peer = raised("builtins.RuntimeError: Connection closed by peer [127.0.0.1]", is_fatal=True)
