@@ -10,9 +10,13 @@ __all__ = [
     "Fatal",
     "Invalid",
     "LadderExhausted",
+    "Poison",
     "UnknownEngine",
     "UnknownOption",
 ]
+
+# vLLM's OpenAI layer passes the text of an error on, and not its class.
+POISON_SENTENCE = "This request ends the engine:"
 
 
 class Busy(BallastError):
@@ -33,6 +37,24 @@ class Fatal(BallastError):
 
 class EngineDied(BallastError):
     """The engine's processes are gone. Recoverable: the keeper starts them again."""
+
+
+class Poison(BallastError):
+    """A request that ends the engine; the others are served, this one is not tried again."""
+
+    def __init__(self, model: str, request_id: str, deaths: int, cause: str) -> None:
+        super().__init__(model, request_id, deaths, cause)
+        self.model = model
+        self.request_id = request_id
+        self.deaths = deaths
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"{POISON_SENTENCE} {self.deaths} engines of {self.model} died with it in the batch "
+            f"(cause: {self.cause}), the last of them with nothing else to blame. It is not tried "
+            f"again; a shorter prompt or a smaller max_tokens may work."
+        )
 
 
 class LadderExhausted(Fatal):

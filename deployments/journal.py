@@ -1,6 +1,6 @@
 """The requests in flight and the tokens that each client already has. Pure bookkeeping, no I/O."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -56,17 +56,34 @@ class Journal(Generic[R]):
         """The client left, or the request ended above the engine (a stop string)."""
         self._entries.pop(request_id, None)
 
-    def hand_over(self, generation: int) -> Entry[R] | None:
+    def hand_over(
+        self, generation: int, *, without: Collection[str] = (), only: str | None = None
+    ) -> Entry[R] | None:
         """The oldest request that this life of the engine has not had, noted as handed to it.
 
-        Ask until there is none: requests may come and go in between.
+        Ask until there is none: requests may come and go in between. `without` are left out;
+        `only` is the one to be handed over.
         """
         for entry in self._entries.values():
-            if entry.generation != generation:
+            if entry.generation == generation or entry.request_id in without:
+                continue
+            if only in (None, entry.request_id):
                 entry.replays += entry.generation > 0
                 entry.generation = generation
                 return entry
         return None
+
+    def request_ids(self) -> tuple[str, ...]:
+        """Of all in flight, the oldest first."""
+        return tuple(self._entries)
+
+    def num_emitted(self, generation: int) -> dict[str, int]:
+        """How many tokens each request has that was handed to this life."""
+        return {
+            entry.request_id: len(entry.emitted)
+            for entry in self._entries.values()
+            if entry.generation == generation
+        }
 
     @property
     def longest_request_tokens(self) -> int:

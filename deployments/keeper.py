@@ -12,10 +12,11 @@ import structlog
 
 from deployments.admission import WaitingRoom
 from deployments.engines.protocol import Engine, LoadFailed, Step
-from deployments.errors import EngineDied, LadderExhausted
+from deployments.errors import EngineDied, LadderExhausted, Poison
 from deployments.handover import Handover
 from deployments.journal import Journal
 from deployments.oom import Death
+from deployments.quarantine import Blame, Quarantine
 from deployments.supervisor import (
     Died,
     Effect,
@@ -31,6 +32,7 @@ from vram.settings import EngineSettings
 
 R = TypeVar("R")
 log = structlog.get_logger(__name__)
+_NOBODY = Blame()
 
 
 class Keeper(Generic[R]):
@@ -44,7 +46,9 @@ class Keeper(Generic[R]):
         *,
         on_step: Callable[[Step], None],
         on_give_up: Callable[[LadderExhausted], None],
+        on_refusal: Callable[[str, Poison], None] = lambda request_id, error: None,
         before_load: Callable[[EngineSettings], Awaitable[EngineSettings]] | None = None,
+        isolation_s: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.model = model
@@ -53,10 +57,12 @@ class Keeper(Generic[R]):
         self.journal: Journal[R] = Journal()
         self.settings: EngineSettings | None = None  # what the engine was last started with
         self._tried: EngineSettings | None = None  # what its last life was to run with
-        self._handover = Handover(engine, self.journal)
+        self._quarantine = Quarantine()
+        self._handover = Handover(engine, self.journal, self._quarantine, isolation_s=isolation_s)
         self._room = WaitingRoom(model)
         self._on_step = on_step
         self._on_give_up = on_give_up
+        self._on_refusal = on_refusal
         self._before_load = before_load
         self._clock = clock
         self._death: Died | None = None  # heard, not answered yet
@@ -118,7 +124,8 @@ class Keeper(Generic[R]):
         """The client left."""
         for request_id in request_ids:
             self.journal.release(request_id)
-        if self.is_serving:
+        self._handover.notice()
+        if self.state is State.READY and self._death is None:  # also while it is handed requests
             await self.engine.abort(request_ids)
 
     async def stop(self) -> None:
@@ -135,6 +142,7 @@ class Keeper(Generic[R]):
         for delta in step.outputs:
             self.journal.record(delta.request_id, delta.new_token_ids, finished=delta.finished)
         self._on_step(step)
+        self._handover.notice()
 
     def heard_death(self, generation: int, death: Death) -> None:
         """Begin the recovery, once for each life, however many streams notice its end."""
@@ -145,7 +153,16 @@ class Keeper(Generic[R]):
             "engine_died", model=self.model, generation=generation, cause=death.cause.value,
             phase=death.phase, message=death.message, in_flight=len(self.journal),
         )  # fmt: skip
-        self._death = self._died(generation, death)
+        blame = self._quarantine.blame(
+            generation,
+            death,
+            self.journal.num_emitted(generation),
+            in_flight=self.journal.request_ids(),
+        )
+        self._death = self._died(generation, death, blame)
+        self._handover.notice(is_dead=True)
+        if blame.convicted is not None:
+            self._refuse(blame.convicted, blame, death)
         if self._recovery is None or self._recovery.done():
             self._recovery = asyncio.get_running_loop().create_task(self._carry_out(()))
 
@@ -222,13 +239,21 @@ class Keeper(Generic[R]):
         self._room.close_for_good()
         self._on_give_up(error)
 
-    def _died(self, generation: int, death: Death) -> Died:
+    def _refuse(self, request_id: str, blame: Blame, death: Death) -> None:
+        error = Poison(self.model, request_id, blame.deaths, death.cause.value)
+        log.error("request_refused", model=self.model, request_id=request_id, error=str(error))
+        self.journal.release(request_id)
+        self._on_refusal(request_id, error)
+
+    def _died(self, generation: int, death: Death, blame: Blame = _NOBODY) -> Died:
         return Died(
             generation=generation,
             death=death,
             at_s=self._clock(),
             longest_request_tokens=self.journal.longest_request_tokens,
             settings=self._tried,
+            is_of_one_request=blame.is_strike,
+            pardon_from=blame.first_generation,
         )
 
     def _exhausted(self) -> LadderExhausted:

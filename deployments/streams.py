@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol, cast
 
 from deployments.engines.protocol import Step, TokenDelta, TokenRequest
-from deployments.errors import LadderExhausted
+from deployments.errors import BallastError, LadderExhausted, Poison
 
 
 class RequestTaker(Protocol):
@@ -24,7 +24,8 @@ class Streams:
     The keeper takes `on_step` and `on_give_up` at its birth, so it is attached afterwards:
 
         streams = Streams()
-        streams.attach(Keeper(..., on_step=streams.on_step, on_give_up=streams.on_give_up))
+        streams.attach(Keeper(..., on_step=streams.on_step, on_give_up=streams.on_give_up,
+                              on_refusal=streams.on_refusal))
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,11 @@ class Streams:
 
     def on_give_up(self, error: LadderExhausted) -> None:
         for inbox in set(self._inboxes.values()):
+            inbox.fail(error)
+
+    def on_refusal(self, request_id: str, error: Poison) -> None:
+        inbox = self._inboxes.get(request_id)
+        if inbox is not None:
             inbox.fail(error)
 
     def open(self, requests: Sequence[TokenRequest]) -> "Inbox":
@@ -79,7 +85,7 @@ class Inbox:
         self._requests = requests
         self._running: set[str] = set()
         self._arrived: list[TokenDelta] = []
-        self._error: LadderExhausted | None = None
+        self._error: BallastError | None = None
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> "Inbox":
@@ -118,7 +124,9 @@ class Inbox:
             if not self._running:
                 raise StopAsyncIteration
             if self._error is not None:
-                raise LadderExhausted(*self._error.args)  # one for each: a traceback is not shared
+                raise type(self._error)(
+                    *self._error.args
+                )  # one for each: a traceback is not shared
             self._news.clear()
             await self._news.wait()
 
@@ -133,7 +141,7 @@ class Inbox:
         self._arrived.append(delta)
         self._news.set()
 
-    def fail(self, error: LadderExhausted) -> None:
+    def fail(self, error: BallastError) -> None:
         self._error = error
         self._news.set()
 

@@ -39,6 +39,8 @@ class Died:
     at_s: float
     longest_request_tokens: int = 0
     settings: EngineSettings | None = None  # what it ran with, if the pre-check changed them
+    is_of_one_request: bool = False  # on its trial: smaller settings are no answer
+    pardon_from: int = 0  # the first life that a request convicted now has ended; 0: no verdict
 
 
 # Effects
@@ -150,6 +152,7 @@ class Supervisor:
         self._policy = policy
         self._limit = restart_limit
         self._restarts_at_s: tuple[float, ...] = ()
+        self._pardoned: frozenset[int] = frozenset()  # lives that a convicted request has ended
 
     @property
     def generation(self) -> int:
@@ -185,8 +188,11 @@ class Supervisor:
         reap = Reap(generation=event.generation)
         loading = all(attempt.started_at_s is None for attempt in self.attempts)
         step = ""
-        if event.death.is_memory or self._refuses_a_step(event.death):
-            answer = self._policy(self.attempts, event.longest_request_tokens)
+        if event.is_of_one_request:
+            self._pardon(event.pardon_from)
+        elif event.death.is_memory or self._refuses_a_step(event.death):
+            blameless = tuple(a for a in self.attempts if a.generation not in self._pardoned)
+            answer = self._policy(blameless, event.longest_request_tokens)
             if isinstance(answer, GiveUp):
                 return (reap, self._give_up(answer.reason))
             self._rung, step = answer, answer.reason
@@ -206,6 +212,15 @@ class Supervisor:
             return False
         same = [a for a in earlier if a.settings == last.settings]
         return bool(earlier) and not same and earlier[-1].death is not None
+
+    def _pardon(self, first_generation: int) -> None:
+        """The steps since were for a request that is gone: back to the settings before them."""
+        if first_generation:
+            before = self.attempts[first_generation - 1]
+            self._rung = Rung(
+                name=before.rung, settings=before.settings, price=before.price, skipped_reason=None
+            )
+            self._pardoned |= frozenset(range(first_generation, self.generation + 1))
 
     def _may_restart(self, at_s: float) -> bool:
         recent = tuple(t for t in self._restarts_at_s if at_s - t < self._limit.window_s)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Send
 
-from deployments.errors import Busy, Fatal, Invalid
+from deployments.errors import Busy, Fatal, Invalid, Poison
 from deployments.openai.wire import send_json
 
 TYPES = {
@@ -18,7 +18,7 @@ TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
-    507: "insufficient_memory_error",  # reserved: a request that no engine here could ever hold
+    507: "insufficient_memory_error",  # a request that ends the engine
 }
 GONE_RETRY_AFTER_S = 30  # by then Ray Serve has put another replica in the place of a failed one
 
@@ -90,6 +90,8 @@ def answer_to(error: Exception) -> ErrorAnswer:
                 code="engine_busy",
                 headers={"retry-after": str(error.retry_after_s)},
             )
+        case Poison():
+            return ErrorAnswer(status=507, message=str(error), code="request_ends_engine")
         case Fatal():
             return ErrorAnswer(
                 status=503,

@@ -139,7 +139,11 @@ async def test_a_ladder_without_a_rung_that_fits_tells_the_whole_history(
 
 
 async def test_giving_up_tells_the_clients_in_flight(ladder: Ladder, clients: Clients) -> None:
-    faults = tuple(Fault(life=life, after_tokens=2) for life in (1, 2, 3))
+    faults = (
+        Fault(life=1, after_tokens=2),
+        Fault(life=2, phase="loading"),
+        Fault(life=3, phase="loading"),
+    )
     keeper = make_keeper(ladder, clients, Script(faults=faults))
     await keeper.start()
     await generate(keeper, "a")
