@@ -56,6 +56,7 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     group = await _see_cards(placement_group) if plan.device.kind == "cuda" else None
     from deployments.engines import vllm_front
     from deployments.engines.vllm import VLLMEngine
+    from deployments.engines.vllm_verdicts import Verdicts
     from deployments.engines.vllm_notes import VLLMNotation
 
     options = dict(config.engine_args)
@@ -74,13 +75,15 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
         _supervisor(config, plan),
         on_step=copies.on_step if copies else core.on_step,
         on_give_up=core.on_give_up,
+        on_refusal=core.on_refusal,
+        isolation_s=config.recovery.isolation_s,
         before_load=_before_load(config, plan, placement_group),
     )
     core.attach(copies.above(keeper) if copies else keeper, engine)
     await keeper.start()
     assert engine.config is not None
     llm = vllm_front.make_llm(core, engine.config)
-    return Serving(keeper, await vllm_front.make_app(llm, args))
+    return Serving(keeper, Verdicts(await vllm_front.make_app(llm, args)))
 
 
 async def _see_cards(placement_group: Any) -> Any:
@@ -114,6 +117,8 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
         _supervisor(config, plan),
         on_step=copies.on_step if copies else streams.on_step,
         on_give_up=streams.on_give_up,
+        on_refusal=streams.on_refusal,
+        isolation_s=config.recovery.isolation_s,
         before_load=_before_load(config, plan, placement_group),
     )
     streams.attach(copies.above(keeper) if copies else keeper)

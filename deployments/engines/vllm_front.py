@@ -18,7 +18,8 @@ from fastapi import FastAPI
 
 from deployments.engines.protocol import Step
 from deployments.engines.vllm import VLLMEngine
-from deployments.errors import LadderExhausted, UnknownOption
+from deployments.engines.vllm_verdicts import refuse
+from deployments.errors import LadderExhausted, Poison, UnknownOption
 from vram.settings import EngineSettings, owned_settings
 
 if TYPE_CHECKING:
@@ -59,10 +60,16 @@ class JournaledCore:
         self._keeper: RequestTaker | None = None
         self._engine: VLLMEngine | None = None
         self._outputs: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
+        self._llm: AsyncLLM | None = None
+        self._refusals: set[asyncio.Task[None]] = set()  # the loop itself keeps no task alive
 
     def attach(self, keeper: RequestTaker, engine: VLLMEngine) -> None:
         self._keeper = keeper
         self._engine = engine
+
+    def serve(self, llm: "AsyncLLM") -> None:
+        """The front that hears of a request that is refused."""
+        self._llm = llm
 
     def on_step(self, step: Step) -> None:
         self._outputs.put_nowait(step)  # type: ignore[arg-type]
@@ -70,6 +77,12 @@ class JournaledCore:
     def on_give_up(self, error: LadderExhausted) -> None:
         self.resources.engine_dead = True
         self._outputs.put_nowait(error)
+
+    def on_refusal(self, request_id: str, error: Poison) -> None:
+        assert self._llm is not None
+        task = asyncio.get_running_loop().create_task(refuse(self._llm, request_id, error))
+        self._refusals.add(task)
+        task.add_done_callback(self._refusals.discard)
 
     async def get_output_async(self) -> "EngineCoreOutputs":
         outputs = await self._outputs.get()
@@ -182,7 +195,9 @@ def make_llm(core: JournaledCore, config: "VllmConfig") -> "AsyncLLM":
     from vllm.v1.engine.async_llm import AsyncLLM
 
     with _given_core(core):
-        return AsyncLLM.from_vllm_config(config)
+        llm = AsyncLLM.from_vllm_config(config)
+    core.serve(llm)
+    return llm
 
 
 async def make_app(llm: "AsyncLLM", args: Namespace) -> FastAPI:

@@ -90,7 +90,12 @@ async def serving(
         ladder(0)[0], fixed(ladder), RestartLimit(max_restarts=2, window_s=600.0)
     )
     keeper = Keeper(
-        "fake", engine, supervisor, on_step=streams.on_step, on_give_up=streams.on_give_up
+        "fake",
+        engine,
+        supervisor,
+        on_step=streams.on_step,
+        on_give_up=streams.on_give_up,
+        on_refusal=streams.on_refusal,
     )
     streams.attach(keeper)
     app = build_openai_app(
