@@ -7,7 +7,7 @@ from samples import KILLED, OUT_OF_MEMORY
 from deployments.engines.fake import FakeEngine, Script, next_token
 from deployments.engines.protocol import Sampling, Step, TokenRequest
 from deployments.errors import Busy, LadderExhausted
-from deployments.faults import Fault
+from deployments.faults import Fault, Phase
 from deployments.keeper import Keeper
 from deployments.oom import Cause
 from deployments.supervisor import RestartLimit, State, Supervisor, fixed
@@ -141,8 +141,8 @@ async def test_a_ladder_without_a_rung_that_fits_tells_the_whole_history(
 async def test_giving_up_tells_the_clients_in_flight(ladder: Ladder, clients: Clients) -> None:
     faults = (
         Fault(life=1, after_tokens=2),
-        Fault(life=2, phase="loading"),
-        Fault(life=3, phase="loading"),
+        Fault(life=2, phase=Phase.LOAD_MODEL),
+        Fault(life=3, phase=Phase.LOAD_MODEL),
     )
     keeper = make_keeper(ladder, clients, Script(faults=faults))
     await keeper.start()
