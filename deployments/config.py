@@ -89,6 +89,13 @@ class RecoveryConfig(_Strict):
     restart_window_s: float = Field(600.0, gt=0)
     wait_s: float = Field(120.0, gt=0, description="how long a new request waits for the engine")
     max_waiting: int = Field(1024, ge=0, description="how many new requests may wait for it")
+    stopped_s: float = Field(
+        5.0, gt=0, description="how long a process of the engine may be stopped (SIGSTOP)"
+    )
+    stall_s: float = Field(
+        60.0, gt=0, description="how long the engine may take no step while it has requests"
+    )
+    load_s: float = Field(600.0, gt=0, description="how long the engine may load")
     isolation_s: float = Field(
         30.0, gt=0, description="how long a suspect is held back for the others to end"
     )

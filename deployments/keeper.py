@@ -15,6 +15,7 @@ from deployments.engines.protocol import Engine, LoadFailed, Step
 from deployments.errors import EngineDied, LadderExhausted, Poison
 from deployments.handover import Handover
 from deployments.journal import Journal
+from deployments.loading import Loading
 from deployments.oom import Death
 from deployments.quarantine import Blame, Quarantine
 from deployments.supervisor import (
@@ -28,6 +29,7 @@ from deployments.supervisor import (
     State,
     Supervisor,
 )
+from deployments.watchdog import Watched
 from vram.settings import EngineSettings
 
 R = TypeVar("R")
@@ -67,6 +69,8 @@ class Keeper(Generic[R]):
         self._clock = clock
         self._death: Died | None = None  # heard, not answered yet
         self._recovery: asyncio.Task[None] | None = None
+        self._loading: Loading | None = None
+        self._heard_at_s = 0.0  # the last step, on the monotonic clock
 
     @property
     def state(self) -> State:
@@ -141,6 +145,7 @@ class Keeper(Generic[R]):
             return
         for delta in step.outputs:
             self.journal.record(delta.request_id, delta.new_token_ids, finished=delta.finished)
+        self._heard_at_s = time.monotonic()
         self._on_step(step)
         self._handover.notice()
 
@@ -165,6 +170,30 @@ class Keeper(Generic[R]):
             self._refuse(blame.convicted, blame, death)
         if self._recovery is None or self._recovery.done():
             self._recovery = asyncio.get_running_loop().create_task(self._carry_out(()))
+
+    def watched(self) -> Watched | None:
+        """The life that has to show that it is one; None while there is none."""
+        if self._death is not None or self.state is State.FAILED:
+            return None
+        generation = self.supervisor.generation
+        if self._loading is not None:
+            return Watched(
+                generation=generation, is_loading=True, heard_at_s=self._loading.began_at_s
+            )
+        if self.state is not State.READY:
+            return None
+        return Watched(
+            generation=generation,
+            num_running=len(self.journal.num_emitted(generation)),
+            heard_at_s=self._heard_at_s,
+        )
+
+    def end_life(self, generation: int, death: Death) -> None:
+        """A life that stands still is over; what is left of it is reaped as after any death."""
+        if self._loading is None:
+            self.heard_death(generation, death)
+        elif generation == self.supervisor.generation:
+            self._loading.end(death)
 
     async def _carry_out(self, effects: tuple[Effect, ...]) -> None:
         """Effects, and the answers to what happens meanwhile, until there is nothing left to do."""
@@ -208,7 +237,8 @@ class Keeper(Generic[R]):
             self._tried = spawn.settings
             if self._before_load is not None:
                 self._tried = await self._before_load(spawn.settings)
-            await self.engine.start(self._tried, _Life(self, generation))
+            self._loading = Loading()
+            await self._loading.run(self.engine.start(self._tried, _Life(self, generation)))
             self.settings = self._tried
         except LoadFailed as failure:
             log.warning(
@@ -217,6 +247,9 @@ class Keeper(Generic[R]):
             )  # fmt: skip
             self._death = None
             return self.supervisor.on_event(self._died(generation, failure.death))
+        finally:
+            self._loading = None
+        self._heard_at_s = time.monotonic()
         log.info(
             "engine_started", model=self.model, generation=generation, rung=rung.name,
             price=rung.price, in_flight=len(self.journal),

@@ -22,6 +22,7 @@ class Cause(StrEnum):
     SHARED_MEMORY = "shared_memory"  # /dev/shm is full
     REFUSED = "refused"  # the engine does not offer these settings, such as an fp8 cache
     KILLED = "killed"  # ended from outside, or by a signal
+    STALLED = "stalled"  # it stood still, and was ended for that
     OTHER = "other"
 
 

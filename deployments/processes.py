@@ -39,13 +39,16 @@ def identity(process_id: int) -> str:
 
     "PID-START", the start in clock ticks since boot. Empty for a process that has ended.
     """
-    try:
-        stat = Path(f"/proc/{process_id}/stat").read_text()
-    except OSError:
+    _, fields = _stat(process_id)
+    if not fields or fields[0] in "ZX":
         return ""
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    state, start_ticks = fields[0], fields[19]  # 3rd and 22nd of proc(5)
-    return "" if state in "ZX" else f"{process_id}-{start_ticks}"
+    return f"{process_id}-{fields[19]}"  # 22nd of proc(5)
+
+
+def state_of(process_id: int) -> tuple[str, str]:
+    """The letter of its state ("T": stopped by a signal; empty: gone), and its name."""
+    name, fields = _stat(process_id)
+    return (fields[0] if fields else ""), name
 
 
 def marks_of(process_id: int) -> dict[str, str]:
@@ -105,6 +108,15 @@ async def kill_all(
         await asyncio.sleep(0.02)
 
 
+def find_owned(owner: str) -> tuple[int, ...]:
+    """Ids of the living processes of all lives of this owner."""
+    return tuple(
+        process_id
+        for process_id in psutil.pids()
+        if process_id != os.getpid() and marks_of(process_id).get(OWNER) == owner
+    )
+
+
 def resident_bytes(processes: list[psutil.Process]) -> int:
     """Memory that these processes alone hold, and their fair part of what they share (PSS)."""
     total = 0
@@ -129,6 +141,16 @@ def shared_memory_segments(processes: list[psutil.Process]) -> frozenset[Path]:
             if found and not name.endswith("(deleted)"):
                 segments.add(Path("/dev/shm") / name)
     return frozenset(segments)
+
+
+def _stat(process_id: int) -> tuple[str, list[str]]:
+    """Its name and the fields after it, from the 3rd of proc(5) on; none if it is gone."""
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(errors="replace")
+    except OSError:
+        return "", []
+    before, _, after = stat.rpartition(")")  # the name may hold anything
+    return before.partition("(")[2], after.split()
 
 
 def _is_zombie(process: psutil.Process) -> bool:

@@ -17,8 +17,9 @@ STRIKES = 2  # deaths with no other request to blame
 PROBATION_TOKENS = 16
 
 _SIGNAL = re.compile(r"\bsignal (\d+)")
-# SIGINT, SIGKILL, SIGTERM: sent from outside, whatever the request did.
-_FROM_OUTSIDE = frozenset({2, 9, 15})
+# SIGINT, SIGKILL, SIGTERM, SIGSTOP: sent from outside, whatever the request did.
+_FROM_OUTSIDE = frozenset({2, 9, 15, 19})
+_BY_SIGNAL = frozenset({Cause.KILLED, Cause.STALLED})
 _OF_MEMORY = frozenset({Cause.DEVICE_MEMORY, Cause.HOST_MEMORY})
 
 
@@ -120,5 +121,5 @@ def is_evidence(death: Death) -> bool:
     """Whether a request can have caused it: not a signal that only comes from outside."""
     signal = _SIGNAL.search(death.message)
     return not (
-        death.cause is Cause.KILLED and signal is not None and int(signal[1]) in _FROM_OUTSIDE
+        death.cause in _BY_SIGNAL and signal is not None and int(signal[1]) in _FROM_OUTSIDE
     )

@@ -110,7 +110,7 @@ class Replica:
 
     async def __del__(self) -> None:
         if hasattr(self, "_serving"):
-            await self._serving.keeper.stop()
+            await self._serving.stop()
 
     async def _open_to_relays(self) -> Address:
         keeper = self._serving.keeper

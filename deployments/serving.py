@@ -23,6 +23,8 @@ from deployments.relay.token_notes import TokenNotation
 from deployments.shapes import shape_of
 from deployments.streams import Streams
 from deployments.supervisor import RestartLimit, Supervisor, fixed
+from deployments.watchdog import Patience
+from deployments.watcher import Watcher
 from vram.case import Model
 from vram.errors import DoesNotFit
 from vram.ladder import fixed_ladder
@@ -40,6 +42,12 @@ class Serving:
 
     keeper: Keeper[Any]
     app: ASGIApp  # OpenAI's API, without limits and keys
+    watcher: Watcher
+
+    async def stop(self) -> None:
+        """End the engine for good."""
+        await self.watcher.stop()
+        await self.keeper.stop()
 
 
 async def start_serving(config: ModelConfig, plan: Plan, *, placement_group: Any) -> Serving:
@@ -80,10 +88,10 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
         before_load=_before_load(config, plan, placement_group),
     )
     core.attach(copies.above(keeper) if copies else keeper, engine)
-    await keeper.start()
+    watcher = await _start(keeper, config)
     assert engine.config is not None
     llm = vllm_front.make_llm(core, engine.config)
-    return Serving(keeper, Verdicts(await vllm_front.make_app(llm, args)))
+    return Serving(keeper, Verdicts(await vllm_front.make_app(llm, args)), watcher)
 
 
 async def _see_cards(placement_group: Any) -> Any:
@@ -122,7 +130,7 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
         before_load=_before_load(config, plan, placement_group),
     )
     streams.attach(copies.above(keeper) if copies else keeper)
-    await keeper.start()
+    watcher = await _start(keeper, config)
 
     def max_model_len() -> int:
         assert keeper.settings is not None
@@ -137,7 +145,23 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
         wait_s=config.recovery.wait_s,
         max_waiting=config.recovery.max_waiting,
     )
-    return Serving(keeper, app)
+    return Serving(keeper, app, watcher)
+
+
+async def _start(keeper: Keeper[Any], config: ModelConfig) -> Watcher:
+    """The first load, looked after like every later one."""
+    recovery = config.recovery
+    patience = Patience(
+        stopped_s=recovery.stopped_s, stall_s=recovery.stall_s, load_s=recovery.load_s
+    )
+    watcher = Watcher(keeper, patience)
+    watcher.start()
+    try:
+        await keeper.start()
+    except BaseException:
+        await watcher.stop()
+        raise
+    return watcher
 
 
 def _token_engine(

@@ -198,9 +198,8 @@ class Supervisor:
             self._rung, step = answer, answer.reason
         elif loading and event.death.cause in (Cause.OTHER, Cause.REFUSED):
             return (reap, self._give_up("it can't be loaded"))  # the same again would end the same
-        elif not self._may_restart(event.at_s):
-            limit = f"{self._limit.max_restarts} restarts in {self._limit.window_s:.0f} s"
-            return (reap, self._give_up(f"more than {limit}"))
+        elif crash_loop := self._crash_loop(event.at_s):
+            return (reap, self._give_up(crash_loop))
         self.state = State.LOADING if loading else State.RECOVERING
         self.reason = str(event.death)
         return (reap, *self._spawn(event.at_s, step))
@@ -222,10 +221,20 @@ class Supervisor:
             )
             self._pardoned |= frozenset(range(first_generation, self.generation + 1))
 
-    def _may_restart(self, at_s: float) -> bool:
+    def _crash_loop(self, at_s: float) -> str:
+        """What is too much, if anything; a restart is counted otherwise."""
         recent = tuple(t for t in self._restarts_at_s if at_s - t < self._limit.window_s)
         self._restarts_at_s = (*recent, at_s)
-        return len(recent) < self._limit.max_restarts
+        # A load that fails after minutes would never be the eleventh of ten minutes.
+        served = (
+            attempt.generation for attempt in self.attempts if attempt.started_at_s is not None
+        )
+        num_failed_loads = self.generation - max(served, default=0)
+        if len(recent) >= self._limit.max_restarts:
+            return f"more than {self._limit.max_restarts} restarts in {self._limit.window_s:.0f} s"
+        if num_failed_loads > self._limit.max_restarts:
+            return f"{num_failed_loads} loads in a row have failed"
+        return ""
 
     def _spawn(self, at_s: float, step: str = "") -> tuple[Effect, ...]:
         attempt = Attempt(

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreRequest
 
+_LOOK_AGAIN_S = 0.2
+
 
 class VLLMEngine:
     """Engine[EngineCoreRequest]."""
@@ -46,6 +48,7 @@ class VLLMEngine:
         self._life = ""
         self._core: Any = None  # vllm.v1.engine.core_client.AsyncMPClient
         self._reader: asyncio.Task[None] | None = None
+        self._spawning: asyncio.Future[tuple[VllmConfig, Any]] | None = None
         self._segments: frozenset[Path] = frozenset()
         self._folder = tempfile.TemporaryDirectory(prefix=orphans.folder_prefix())
         self.config: VllmConfig | None = None  # the one that the front was made with
@@ -62,7 +65,8 @@ class VLLMEngine:
         self._num_lives += 1
         try:
             # It blocks until the engine has loaded or failed.
-            config, self._core = await asyncio.to_thread(self._spawn, settings)
+            self._spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, settings))
+            config, self._core = await asyncio.shield(self._spawning)
         except Exception as error:
             words = self._last_words()
             raise LoadFailed(death_of("loading", words=words, error=error)) from error
@@ -100,6 +104,7 @@ class VLLMEngine:
             await asyncio.gather(self._reader, return_exceptions=True)
             self._reader = None
         await processes.reap(self._life)
+        await self._end_spawning()
         core, self._core = self._core, None
         if core is not None:
             await asyncio.to_thread(core.shutdown, 0.0)
@@ -108,6 +113,15 @@ class VLLMEngine:
         self._segments = frozenset()
         if self._life:
             leftovers.remove(self._life_folder)
+
+    async def _end_spawning(self) -> None:
+        """A load that was given up goes on in its thread until what it waits for is dead."""
+        spawning, self._spawning = self._spawning, None
+        while spawning is not None and not spawning.done():
+            await processes.reap(self._life)
+            await asyncio.wait({spawning}, timeout=_LOOK_AGAIN_S)
+        if spawning is not None and self._core is None and spawning.exception() is None:
+            _, self._core = spawning.result()
 
     @property
     def _life_folder(self) -> Path:

@@ -108,11 +108,10 @@ def test_a_rung_that_can_not_work_is_passed_over(ladder: Ladder) -> None:
 
 def test_restarts_are_bounded_in_the_window_and_free_again_after_it(supervisor: Supervisor) -> None:
     supervisor.begin(0.0)
-    supervisor.on_event(died(1, KILLED, at_s=0.0))
-    supervisor.on_event(died(2, KILLED, at_s=1.0))
-    supervisor.on_event(died(3, KILLED, at_s=150.0))
-    assert supervisor.state is not State.FAILED
-    supervisor.on_event(died(4, KILLED, at_s=151.0))
+    for generation, at_s in enumerate((0.0, 1.0, 150.0, 151.0), 1):
+        supervisor.on_event(Started(generation=generation, at_s=at_s))
+        supervisor.on_event(died(generation, KILLED, at_s=at_s))
+        assert supervisor.state is not State.FAILED
     _, give_up = supervisor.on_event(died(5, KILLED, at_s=152.0))
     assert isinstance(give_up, GiveUp)
     assert "2 restarts in 100 s" in give_up.reason
@@ -140,3 +139,39 @@ def test_the_history_tells_each_attempt_and_its_end(supervisor: Supervisor) -> N
     first, second = supervisor.attempts
     assert "CUDA out of memory" in str(first)
     assert str(second) == "half (context 1024): serving"
+
+
+def test_loads_that_fail_one_after_the_other_end_however_long_each_takes(ladder: Ladder) -> None:
+    supervisor = Supervisor(
+        ladder(0)[0], fixed(ladder), RestartLimit(max_restarts=2, window_s=100.0)
+    )
+    supervisor.begin(0.0)
+    supervisor.on_event(Started(generation=1, at_s=1.0))
+    for generation in (1, 2, 3):
+        assert isinstance(
+            supervisor.on_event(died(generation, KILLED, at_s=1000.0 * generation))[1], Spawn
+        )
+    _, give_up = supervisor.on_event(died(4, KILLED, at_s=4000.0))
+    assert give_up == GiveUp(reason="3 loads in a row have failed")
+    assert supervisor.state is State.FAILED
+
+
+def test_a_death_of_one_request_steps_nowhere_and_its_conviction_goes_back(
+    supervisor: Supervisor,
+) -> None:
+    supervisor.begin(0.0)
+    for generation in (1, 2):
+        supervisor.on_event(Started(generation=generation, at_s=1.0))
+        supervisor.on_event(died(generation, OUT_OF_MEMORY))
+    assert supervisor.rung.name == "quarter"
+    supervisor.on_event(Started(generation=3, at_s=1.0))
+    alone = replace(died(3, OUT_OF_MEMORY), is_of_one_request=True)
+    supervisor.on_event(alone)
+    assert supervisor.rung.name == "quarter"
+    supervisor.on_event(Started(generation=4, at_s=1.0))
+    _, spawn = supervisor.on_event(replace(alone, generation=4, pardon_from=1))
+    assert isinstance(spawn, Spawn)
+    assert spawn.settings.max_model_len == 2048
+    supervisor.on_event(Started(generation=5, at_s=1.0))
+    supervisor.on_event(died(5, OUT_OF_MEMORY))
+    assert supervisor.rung.name == "half"
