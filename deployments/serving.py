@@ -64,8 +64,8 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     group = await _see_cards(placement_group) if plan.device.kind == "cuda" else None
     from deployments.engines import vllm_front
     from deployments.engines.vllm import VLLMEngine
-    from deployments.engines.vllm_verdicts import Verdicts
     from deployments.engines.vllm_notes import VLLMNotation
+    from deployments.engines.vllm_verdicts import Verdicts
 
     options = dict(config.engine_args)
     if config.trust_remote_code:
