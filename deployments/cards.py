@@ -1,20 +1,47 @@
-"""The cards of a placement group: which they are, where, and what is free on them."""
+"""The cards of a placement group: which they are, where, what is free and who holds the rest."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import structlog
 
+from deployments.processes import state_of
 from vram.plan import Plan
 from vram.units import GIB, gib
 
-# A dead process's memory is back within a second or two of its end; a busy driver takes longer.
-_BACK_S = 30.0
 _SLACK_BYTES = GIB // 4
 
 log = structlog.get_logger(__name__)
+
+
+_NAMED_HOLDERS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that holds memory which a model could use."""
+
+    process_id: int
+    name: str
+    held_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.process_id}) holds {gib(self.held_bytes)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Available:
+    """What a model may take now, and the largest of those who hold the rest."""
+
+    free_bytes: int
+    holders: tuple[Holder, ...] = ()
+
+    @property
+    def held_by(self) -> str:
+        return "; ".join(map(str, self.holders)) or "no process that can be seen from here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +51,7 @@ class Card:
     node_id: str
     index: int
     free_bytes: int
+    holders: tuple[Holder, ...] = ()
 
 
 async def cards_of(placement_group: Any) -> tuple[Card, ...]:
@@ -31,24 +59,50 @@ async def cards_of(placement_group: Any) -> tuple[Card, ...]:
     return await asyncio.to_thread(_ask, placement_group)
 
 
-async def available_bytes(plan: Plan, placement_group: Any, *, expected_bytes: int = 0) -> int:
+async def available(
+    plan: Plan, placement_group: Any, *, expected_bytes: int = 0, back_s: float
+) -> Available:
     """How much of its card a model may take now: what is free, at most its share.
 
-    Waits a while for `expected_bytes`, which were free before a life of the engine that has ended.
+    Waits up to `back_s` for `expected_bytes`, which were free before a life of the engine that has
+    ended: a driver gives memory back a second or two after its process is gone.
     """
     share_bytes = int(plan.device.total_bytes * plan.gpu_fraction)
-    if plan.device.kind == "cpu":
-        return min(share_bytes, psutil.virtual_memory().available)
+    if plan.device.kind == "cpu":  # memory of a process that is gone is free
+        free_bytes = min(share_bytes, psutil.virtual_memory().available)
+        return Available(free_bytes=free_bytes, holders=await asyncio.to_thread(_in_memory))
     expected_bytes = min(share_bytes, expected_bytes) - _SLACK_BYTES
-    deadline_s = asyncio.get_running_loop().time() + _BACK_S
+    deadline_s = asyncio.get_running_loop().time() + back_s
     while True:
-        free_bytes = min(card.free_bytes for card in await cards_of(placement_group))
-        if free_bytes >= expected_bytes:
-            return min(share_bytes, free_bytes)
+        card = min(await cards_of(placement_group), key=lambda card: card.free_bytes)
+        found = Available(
+            free_bytes=min(share_bytes, card.free_bytes), holders=largest(card.holders)
+        )
+        if card.free_bytes >= expected_bytes:
+            return found
         if asyncio.get_running_loop().time() > deadline_s:
-            log.warning("memory_not_back", free=gib(free_bytes), expected=gib(expected_bytes))
-            return min(share_bytes, free_bytes)
+            log.error(
+                "memory_not_back", free=gib(card.free_bytes), expected=gib(expected_bytes),
+                waited_s=back_s, held_by=found.held_by,
+            )  # fmt: skip
+            return found
         await asyncio.sleep(0.5)
+
+
+def largest(holders: Iterable[Holder]) -> tuple[Holder, ...]:
+    """The few that are worth a name."""
+    ordered = sorted(holders, key=lambda holder: holder.held_bytes, reverse=True)
+    return tuple(ordered[:_NAMED_HOLDERS])
+
+
+def _in_memory() -> tuple[Holder, ...]:
+    """Who holds the RAM of this node."""
+    found = psutil.process_iter(["name", "memory_info"])
+    return largest(
+        Holder(process_id=p.pid, name=p.info["name"], held_bytes=p.info["memory_info"].rss)
+        for p in found
+        if p.info["memory_info"] is not None
+    )
 
 
 def _ask(placement_group: Any) -> tuple[Card, ...]:
@@ -76,8 +130,19 @@ def _card() -> Card:
     pynvml.nvmlInit()
     try:
         index = int(ray.get_gpu_ids()[0])
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
-        node_id = ray.get_runtime_context().get_node_id()
-        return Card(node_id=node_id, index=index, free_bytes=int(memory.free))
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return Card(
+            node_id=ray.get_runtime_context().get_node_id(),
+            index=index,
+            free_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).free),
+            holders=tuple(
+                Holder(
+                    process_id=process.pid,
+                    name=state_of(process.pid)[1] or "a process of another container",
+                    held_bytes=int(process.usedGpuMemory or 0),
+                )
+                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            ),
+        )
     finally:
         pynvml.nvmlShutdown()

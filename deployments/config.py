@@ -89,6 +89,9 @@ class RecoveryConfig(_Strict):
     restart_window_s: float = Field(600.0, gt=0)
     wait_s: float = Field(120.0, gt=0, description="how long a new request waits for the engine")
     max_waiting: int = Field(1024, ge=0, description="how many new requests may wait for it")
+    memory_back_s: float = Field(
+        30.0, ge=0, description="how long a restart waits for the memory of the dead engine"
+    )
     stopped_s: float = Field(
         5.0, gt=0, description="how long a process of the engine may be stopped (SIGSTOP)"
     )

@@ -8,7 +8,7 @@ import structlog
 from starlette.types import ASGIApp
 
 from deployments import orphans
-from deployments.cards import available_bytes, cards_of
+from deployments.cards import available, cards_of
 from deployments.config import ModelConfig
 from deployments.diagnosis import diagnose
 from deployments.engines.fake import FakeEngine, Script
@@ -222,7 +222,14 @@ def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
         nonlocal most_free_bytes
         if config.skip_vram_check:
             return settings
-        free_bytes = await available_bytes(plan, placement_group, expected_bytes=most_free_bytes)
+        await orphans.reap()  # of a replica that has died since, on this node
+        found = await available(
+            plan,
+            placement_group,
+            expected_bytes=most_free_bytes,
+            back_s=config.recovery.memory_back_s,
+        )
+        free_bytes = found.free_bytes
         most_free_bytes = max(most_free_bytes, free_bytes)
         try:
             result = precheck(
@@ -239,7 +246,7 @@ def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
             death = Death(
                 cause=Cause.DEVICE_MEMORY,
                 phase="loading",
-                message=str(refusal),
+                message=f"{refusal} ({found.held_by})",
                 shortage=shortage,
             )
             raise LoadFailed(death) from refusal

@@ -1,0 +1,55 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deployments import cards
+from deployments.cards import Available, Card, Holder, available, largest
+from vram.gpu import device_named
+from vram.units import GIB
+
+HOLDER = Holder(process_id=12, name="python", held_bytes=60 * GIB)
+PLAN: Any = SimpleNamespace(device=device_named("H100"), gpu_fraction=1.0)
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, *free_gib: float) -> list[float]:
+    """What the card says, look by look; returns what was not asked for."""
+    left = list(free_gib)
+
+    async def cards_of(_: Any) -> tuple[Card, ...]:
+        free = int(left.pop(0) * GIB)
+        return (Card(node_id="n", index=0, free_bytes=free, holders=(HOLDER,)),)
+
+    async def sleep(_: float) -> None: ...
+
+    monkeypatch.setattr(cards, "cards_of", cards_of)
+    monkeypatch.setattr(cards.asyncio, "sleep", sleep)
+    return left
+
+
+async def test_a_restart_waits_until_the_memory_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = seen(monkeypatch, 10, 40, 70, 99)
+    found = await available(PLAN, None, expected_bytes=70 * GIB, back_s=60.0)
+    assert found.free_bytes == 70 * GIB
+    assert left == [99]
+
+
+async def test_memory_that_does_not_come_back_has_a_holder_with_a_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen(monkeypatch, 10, 10, 10)
+    found = await available(PLAN, None, expected_bytes=70 * GIB, back_s=-1.0)
+    assert found == Available(free_bytes=10 * GIB, holders=(HOLDER,))
+    assert found.held_by == "python (process 12) holds 60.0 GiB"
+
+
+async def test_a_first_load_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = seen(monkeypatch, 10, 40)
+    assert (await available(PLAN, None, back_s=60.0)).free_bytes == 10 * GIB
+    assert left == [40]
+
+
+def test_the_largest_holders_are_named() -> None:
+    many = [Holder(process_id=n, name="p", held_bytes=n) for n in range(9)]
+    assert [holder.process_id for holder in largest(many)] == [8, 7, 6]
+    assert Available(free_bytes=0).held_by == "no process that can be seen from here"
