@@ -189,7 +189,7 @@ class Supervisor:
         loading = all(attempt.started_at_s is None for attempt in self.attempts)
         step = ""
         if event.is_of_one_request:
-            self._pardon(event.pardon_from)
+            step = self._pardon(event.pardon_from)
         elif event.death.is_memory or self._refuses_a_step(event.death):
             blameless = tuple(a for a in self.attempts if a.generation not in self._pardoned)
             answer = self._policy(blameless, event.longest_request_tokens)
@@ -212,14 +212,16 @@ class Supervisor:
         same = [a for a in earlier if a.settings == last.settings]
         return bool(earlier) and not same and earlier[-1].death is not None
 
-    def _pardon(self, first_generation: int) -> None:
+    def _pardon(self, first_generation: int) -> str:
         """The steps since were for a request that is gone: back to the settings before them."""
-        if first_generation:
-            before = self.attempts[first_generation - 1]
-            self._rung = Rung(
-                name=before.rung, settings=before.settings, price=before.price, skipped_reason=None
-            )
-            self._pardoned |= frozenset(range(first_generation, self.generation + 1))
+        if not first_generation:
+            return ""
+        before = self.attempts[first_generation - 1]
+        self._rung = Rung(
+            name=before.rung, settings=before.settings, price=before.price, skipped_reason=None
+        )
+        self._pardoned |= frozenset(range(first_generation, self.generation + 1))
+        return "the request that ended the engine is refused"
 
     def _crash_loop(self, at_s: float) -> str:
         """What is too much, if anything; a restart is counted otherwise."""
