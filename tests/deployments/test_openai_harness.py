@@ -83,11 +83,12 @@ async def serving(
     wait_s: float = 5.0,
     max_waiting: int = 8,
     starts: bool = True,
+    max_restarts: int = 2,
 ) -> AsyncIterator[Served]:
     engine = engine or FakeEngine(script)
     streams = Streams()
     supervisor = Supervisor(
-        ladder(0)[0], fixed(ladder), RestartLimit(max_restarts=2, window_s=600.0)
+        ladder(0)[0], fixed(ladder), RestartLimit(max_restarts=max_restarts, window_s=600.0)
     )
     keeper = Keeper(
         "fake",

@@ -125,7 +125,7 @@ def heard(answer: httpx.Response) -> Any:
     """All that a client knows of an answer, without how its events were cut."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         whole = answer.json()
-        return answer.status_code, {**whole, "id": None, "created": None}
+        return answer.status_code, _rounded({**whole, "id": None, "created": None})
     *events, last = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
     assert last == "[DONE]", answer.text
     names, choices, usage = set(), {}, None
@@ -138,7 +138,11 @@ def heard(answer: httpx.Response) -> Any:
             assert "ended" not in known, "events behind the end"
             delta = choice.get("delta", {})
             known["text"] += choice.get("text", delta.get("content") or "")
-            known["roles"] += "role" in delta
+            known["roles"] += bool(delta.get("role"))
+            for call in delta.get("tool_calls") or ():
+                tool = known.setdefault("tools", {}).setdefault(call["index"], ["", ""])
+                tool[0] += call["function"].get("name") or ""
+                tool[1] += call["function"].get("arguments") or ""
             logprobs = choice.get("logprobs") or {}
             known["logprobs"] += logprobs.get("content") or list(
                 zip(*(logprobs[key] for key in ("tokens", "token_logprobs", "text_offset")),
@@ -148,7 +152,19 @@ def heard(answer: httpx.Response) -> Any:
             if choice["finish_reason"]:
                 known["ended"] = choice["finish_reason"]
     assert len(names) == 1, names
-    return choices, usage
+    return _rounded((choices, usage))
+
+
+def _rounded(value: Any) -> Any:
+    """An engine computes the last digits otherwise in another batch."""
+    match value:
+        case float():
+            return round(value, 3)
+        case dict():
+            return {key: _rounded(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_rounded(item) for item in value]
+    return value
 
 
 @st.composite

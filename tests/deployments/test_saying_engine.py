@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from deployments.engines.fake import FakeEngine, Fault, Script, _Sequence
+from deployments.engines.fake import FakeEngine, Script, _Sequence
 from deployments.engines.protocol import TokenDelta, TokenLogprob
+from deployments.faults import Fault
+from deployments.oom import Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,7 @@ class Saying:
     @property
     def script(self) -> Script:
         faults = [
-            Fault(life=life, after_tokens=tokens)
+            Fault(life=life, after_tokens=tokens, cause=Cause.KILLED)
             for life, tokens in enumerate(self.deaths, start=1)
         ]
         return Script(step_s=0, faults=tuple(faults))

@@ -1,0 +1,153 @@
+"""Whatever a request asks of vLLM, a seam in its answer changes nothing.
+
+One real engine. Replicas die in front of it, at some byte of an answer; the next one is told the
+tokens so far and hands the request to the engine with them, as after a death of the engine itself.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from test_relay import InTurn, Mortal, asked, heard, relay_of
+
+from cluster.demo_model import build_demo_model
+from deployments.app import make_plan
+from deployments.config import DeviceConfig, ModelConfig, RecoveryConfig
+from deployments.relay.port import Address, ReplicaPort
+from deployments.supervisor import State
+
+pytest.importorskip("vllm")
+
+from deployments.serving import start_serving
+
+# vLLM and torch call what they themselves have deprecated.
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+DEATHS_AFTER_BYTES = (0, 900, 3000, 7000)
+JSON_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "words": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 12},
+            "minItems": 6,
+            "maxItems": 6,
+        }
+    },
+    "required": ["words"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "say", "parameters": JSON_SCHEMA}}
+LONG = {"max_tokens": 90, "ignore_eos": True}
+CASES: dict[str, dict[str, Any]] = {
+    "limits": {**LONG, "min_tokens": 80},
+    "minimum": {"max_tokens": 120, "min_tokens": 70, "stop": ["a", "e"]},
+    "stop": {**LONG, "stop": ["va", "zz top"]},
+    "choices": {**LONG, "n": 3},
+    "logprobs": {**LONG, "logprobs": 2},
+    "penalties": {**LONG, "presence_penalty": 0.9, "frequency_penalty": 0.7},
+    "repetition": {**LONG, "repetition_penalty": 1.3},
+    "echo": {**LONG, "echo": True},
+    "json": {"max_tokens": 400, "structured_outputs": {"json": JSON_SCHEMA}},
+}
+CHAT_CASES: dict[str, dict[str, Any]] = {
+    "chat": LONG,
+    "chat choices": {**LONG, "n": 2, "logprobs": True, "top_logprobs": 2},
+    "chat json": {
+        "max_tokens": 400,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "w", "schema": JSON_SCHEMA},
+        },
+    },
+    "chat tool": {
+        "max_tokens": 400,
+        "tools": [TOOL],
+        "tool_choice": {"type": "function", "function": {"name": "say"}},
+    },
+    "chat any tool": {"max_tokens": 90, "tools": [TOOL], "tool_choice": "auto"},
+}
+ASKED = [
+    *(("/v1/completions", name, {"prompt": "once upon", **case}) for name, case in CASES.items()),
+    *(
+        ("/v1/chat/completions", name, {"messages": [{"role": "user", "content": "hi"}], **case})
+        for name, case in CHAT_CASES.items()
+    ),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Address]:
+    model: Path = tmp_path_factory.mktemp("seam") / "model"
+    build_demo_model(model)
+    config = ModelConfig(
+        name="fake",  # what `asked` asks for
+        model=str(model),
+        device=DeviceConfig(kind="cpu", memory_gib=4),
+        dtype="float32",
+        max_model_len=2048,
+        enforce_eager=True,
+        skip_vram_check=True,
+        recovery=RecoveryConfig(survive_replica=True),
+        engine_args={
+            "enable_auto_tool_choice": True,
+            "tool_call_parser": "hermes",
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        },
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_NO_USAGE_STATS", "1")
+        serving = await start_serving(config, make_plan(config)[0], placement_group=None)
+        keeper = serving.keeper
+        port = ReplicaPort(
+            serving.app,
+            replica="r",
+            has_given_up=lambda: keeper.state is State.FAILED,
+            beat_s=0.02,
+        )
+        yield await port.open("127.0.0.1")
+        await port.close()
+        await keeper.stop()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize(("path", "name", "body"), ASKED, ids=[name for _, name, _ in ASKED])
+async def test_an_answer_is_the_same_over_its_seams(
+    real: Address, path: str, name: str, body: dict[str, Any], stream: bool
+) -> None:
+    body = {"temperature": 0, **body, "stream": stream}
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    undisturbed = await asked(relay_of(InTurn([real])), path, body)
+    assert undisturbed.status_code == 200, undisturbed.text
+    async with AsyncExitStack() as stack:
+        mortals = [
+            await stack.enter_async_context(Mortal(real, after_bytes=death).listening())
+            for death in DEATHS_AFTER_BYTES
+        ]
+        disturbed = await asked(relay_of(InTurn([*mortals, real])), path, body)
+    assert heard(disturbed) == heard(undisturbed)
+
+
+async def test_two_streams_at_once_do_not_hear_each_other_s_notes(real: Address) -> None:
+    async def one(prompt: str, *deaths: int) -> Any:
+        body = {"prompt": prompt, "stream": True, "temperature": 0, **LONG}
+        async with AsyncExitStack() as stack:
+            mortals = [
+                await stack.enter_async_context(Mortal(real, after_bytes=death).listening())
+                for death in deaths
+            ]
+            return heard(await asked(relay_of(InTurn([*mortals, real])), "/v1/completions", body))
+
+    expected = [await one("first"), await one("second")]
+    assert await asyncio.gather(one("first", 3000, 6000), one("second", 4000, 5000)) == expected
