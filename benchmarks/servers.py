@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,9 @@ class ServerFailedError(Exception):
     """A server that did not start; the message ends with what it said last."""
 
 
-def _ballast(settings: Settings, folder: Path) -> list[str]:
+def _ballast(
+    settings: Settings, folder: Path, *, recovery: Mapping[str, object] | None = None
+) -> list[str]:
     """`make serve` on the config that people start with, at our port and with our settings."""
     config = yaml.safe_load((REPOSITORY / "serve_configs" / "dev.yaml").read_text())
     config["http_options"]["port"] = settings.port
@@ -77,9 +79,15 @@ def _ballast(settings: Settings, folder: Path) -> list[str]:
             arguments["model"] = str(settings.model_folder)
             arguments["max_model_len"] = settings.max_model_len
             arguments["max_num_seqs"] = settings.max_num_seqs
+            arguments.setdefault("recovery", {}).update(recovery or {})
     path = folder / "dev.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return [program("ballast"), "serve", str(path)]
+
+
+def _ballast_survive(settings: Settings, folder: Path) -> list[str]:
+    """The same with each model behind a relay."""
+    return _ballast(settings, folder, recovery={"survive_replica": True})
 
 
 def _vllm(settings: Settings, folder: Path) -> list[str]:
@@ -124,6 +132,11 @@ SERVERS = {
                 compared_with="demo-hf, own prefix",
             ),
         ),
+    ),
+    "ballast-survive": ServerKind(
+        title="Ballast, recovery.survive_replica",
+        command=_ballast_survive,
+        endpoints=(Endpoint(name="ballast-survive", compared_with="ballast"),),
     ),
     "vllm": ServerKind(
         title="vLLM's own OpenAI server",

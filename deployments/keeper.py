@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from deployments import replays
 from deployments.admission import WaitingRoom
 from deployments.engines.protocol import Engine, LoadFailed, Step
 from deployments.errors import EngineDied, LadderExhausted, Poison
@@ -113,6 +114,7 @@ class Keeper(Generic[R]):
             raise self._exhausted()
         entry = self.journal.admit(request_id, request, total_tokens=total_tokens)
         entry.emitted.extend(emitted)
+        replays.note(entry)
         if not self.is_serving:
             return  # the recovery hands it over with the others
         entry.generation = self.supervisor.generation

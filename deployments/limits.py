@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments import replays
 from deployments.errors import Busy, Invalid
 from deployments.openai.errors import ErrorAnswer, answer_to
 from deployments.openai.wire import read_body, replay_body
@@ -284,7 +285,8 @@ class ResponseTime:
     """`X-Response-Time`: milliseconds until the response's first byte, "12.3ms".
 
     The head waits for the first part of the body, so that for a stream it is the time to the
-    first token and not that to a head which says nothing.
+    first token and not that to a head which says nothing. For the same reason it knows by then
+    whether a replay came before: `X-Ballast-Replayed`.
     """
 
     def __init__(self, app: ASGIApp, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -295,6 +297,7 @@ class ResponseTime:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         began_s = self._clock()
+        entries = replays.begin()
         head: Message | None = None
 
         async def timed_send(message: Message) -> None:
@@ -304,7 +307,11 @@ class ResponseTime:
                 return
             if head is not None:
                 elapsed_ms = (self._clock() - began_s) * 1000
-                MutableHeaders(scope=head)[RESPONSE_TIME] = f"{elapsed_ms:.1f}ms"
+                headers = MutableHeaders(scope=head)
+                headers[RESPONSE_TIME] = f"{elapsed_ms:.1f}ms"
+                replayed = replays.header_of(entries)
+                if replayed is not None:
+                    headers[replays.REPLAYED_HEADER] = replayed
                 start, head = head, None
                 await send(start)
             await send(message)

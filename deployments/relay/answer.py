@@ -8,9 +8,9 @@ from deployments.openai.wire import event
 from deployments.relay.frames import Frame, Kind
 from deployments.relay.heads import ResponseHead
 from deployments.relay.seam import Seam, SeamMismatchError, Told, split_events
+from deployments.replays import REPLAYED_HEADER
 
 MAX_REPLICAS = 8  # that one request may outlive: it may be what they die of
-REPLAYED_HEADER = "x-ballast-replayed"
 _TOLD_AGAIN = frozenset({"/v1/completions", "/v1/chat/completions", inference_stream.PATH})
 
 
@@ -120,7 +120,8 @@ class RelayedAnswer:
     def _start(self, head: ResponseHead) -> Message:
         if self.num_replicas == 1:
             return head.message()
-        return head.message(**{REPLAYED_HEADER: str(self.num_replicas - 1)})
+        num_replays = int(head.value(REPLAYED_HEADER) or 0) + self.num_replicas - 1
+        return head.message(**{REPLAYED_HEADER: str(num_replays)})
 
 
 def _body(data: bytes, *, is_last: bool = True) -> Message:

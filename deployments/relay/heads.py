@@ -73,13 +73,15 @@ class ResponseHead(_Wire):
 
     @property
     def is_event_stream(self) -> bool:
-        return self._value("content-type").startswith("text/event-stream")
+        return self.value("content-type").startswith("text/event-stream")
 
     def message(self, **more: str) -> Message:
-        headers = (*self.headers, *more.items())
+        kept = (header for header in self.headers if header[0].lower() not in more)
+        headers = (*kept, *more.items())
         return {"type": "http.response.start", "status": self.status, "headers": _raw(headers)}
 
-    def _value(self, wanted: str) -> str:
+    def value(self, wanted: str) -> str:
+        """Of a header by its lower-case name; empty if there is none."""
         return next((value for name, value in self.headers if name.lower() == wanted), "")
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_openai_harness import Ladder, serving
+from test_openai_harness import Ladder, client_of, serving
 from test_relay import heard
 from test_saying_engine import Saying, SayingEngine
+
+from deployments.limits import ResponseTime
+from deployments.replays import REPLAYED_HEADER
 
 CHARACTERS = "abc stop.\n äß€ 😀👩‍👩‍👧你क्षि\u0301\ufffd"
 TEXTS = st.text(st.sampled_from(CHARACTERS), min_size=1, max_size=80)
@@ -67,6 +70,20 @@ def test_an_answer_does_not_show_where_its_engine_died(
     disturbed = asyncio.run(answer(said))
     assert heard(disturbed) == heard(undisturbed)
     assert _without_names(disturbed.text) == _without_names(undisturbed.text)
+
+
+async def test_an_answer_that_was_replayed_before_its_head_says_so(ladder: Ladder) -> None:
+    async def replayed(*deaths: int, stream: bool = False) -> str | None:
+        body = {"model": "fake", "prompt": "hi", "max_tokens": 6, "stream": stream}
+        async with serving(ladder, engine=SayingEngine(Saying("said again", 1, deaths))) as served:
+            client = client_of(ResponseTime(served.app))
+            return (await client.post("/v1/completions", json=body)).headers.get(REPLAYED_HEADER)
+
+    assert await replayed() is None
+    assert await replayed(3) == "1"
+    assert await replayed(3, 1) == "2"
+    assert await replayed(3, stream=True) is None  # the head is out by then
+    assert await replayed(0, stream=True) == "1"
 
 
 def _without_names(text: str) -> str:
