@@ -117,6 +117,7 @@ PHRASES: dict[str, Phrase] = {
     "runner_state": Phrase("runner state", "运行器状态"),
     "allocator_slack": Phrase("allocator slack", "分配器余量"),
     "split_accumulators": Phrase("split accumulators", "分段累加器"),
+    "encoder_batch": Phrase("images", "图像编码批次"),
     "learned": Phrase("learned from loads", "由实测修正"),
 }
 

@@ -16,6 +16,9 @@ from vram.weights import VOCABULARY_PADDING
 HIDDEN_STATES_AT_PEAK = 3
 # Eager Qwen2.5, whose queries have biases, holds one more; why is not known. 7B and 14B, EVIDENCE
 MORE_WITH_BIASED_QUERIES = 1
+# Split and not compiled, the sum over all GPUs is a tensor beside its summands
+# (device_communicators: pynccl.py and custom_all_reduce.py sum into an empty one).
+MORE_WITH_SUMS = 1
 # One kernel for all experts (gpt-oss) keeps a residual and a little of routing. EVIDENCE
 HIDDEN_STATES_AT_FUSED_EXPERTS = 1.25
 # While it compiles, inductor tries its kernels on made-up inputs (wrapper.py, autotuning block):
@@ -117,6 +120,8 @@ def _layer_bytes(kind: Block, shape: ModelShape, settings: EngineSettings) -> in
     hidden_states = HIDDEN_STATES_AT_PEAK
     if settings.enforce_eager and kind.biased_queries:
         hidden_states += MORE_WITH_BIASED_QUERIES
+    if settings.enforce_eager and degree > 1:
+        hidden_states += MORE_WITH_SUMS
     plain_bytes = batch_bytes(hidden_states, widest) + _routed_bytes(kind, settings)
     if kind.routing is not None and kind.fuses_experts:
         rows = kind.routing.projected(degree) + kind.routing.rows.on(degree)

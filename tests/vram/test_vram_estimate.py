@@ -182,3 +182,11 @@ def test_only_the_older_runner_counts_its_graphs(shape_of, settings_with) -> Non
         graphs = found.item("cuda_graphs").bytes
         expected = found.budget_bytes - (found.fixed_bytes - left_out - (1 - counted) * graphs)
         assert found.cache_left_bytes == pytest.approx(expected, abs=2)
+
+
+def test_eager_sums_over_gpus_are_tensors_of_their_own(shape_of, settings_with) -> None:
+    shape = shape_of("qwen2.5-7b")
+    eager = settings_with(tensor_parallel_size=2, enforce_eager=True, max_num_batched_tokens=32768)
+    # Measured on two H200: 2.86 GiB.
+    peak = estimate(shape, eager, H200).item("peak_activation")
+    assert peak.bytes / GIB == pytest.approx(2.86, abs=0.01)
