@@ -79,7 +79,7 @@ def measure() -> Memory | None:
     EngineCore's parent is vLLM's API server, Ray Serve LLM's replica or Ballast's replica.
     """
     processes = descendants()
-    api = next((_parent(process) for process in processes if _is_engine(process)), None)
+    api = _api_process(processes)
     if api is None:
         return None
     own = api.memory_full_info()
@@ -90,6 +90,14 @@ def measure() -> Memory | None:
         total_pss_bytes=sum(_pss_bytes(process) for process in processes),
         num_processes=len(processes),
     )
+
+
+def api_process() -> psutil.Process:
+    """The process with the HTTP connections. Raises `LookupError` while no engine runs."""
+    api = _api_process(descendants())
+    if api is None:
+        raise LookupError("no EngineCore runs")
+    return api
 
 
 def busy_share() -> float:
@@ -106,6 +114,10 @@ def listener(port: int) -> str | None:
                 return "a process of someone else"
             return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return None
+
+
+def _api_process(processes: Iterable[psutil.Process]) -> psutil.Process | None:
+    return next((_parent(process) for process in processes if _is_engine(process)), None)
 
 
 def _parent(process: psutil.Process) -> psutil.Process | None:

@@ -193,9 +193,13 @@ class Supervisor:
         elif event.death.is_memory or self._refuses_a_step(event.death):
             blameless = tuple(a for a in self.attempts if a.generation not in self._pardoned)
             answer = self._policy(blameless, event.longest_request_tokens)
-            if isinstance(answer, GiveUp):
+            if not isinstance(answer, GiveUp):
+                self._rung, step = answer, answer.reason
+            elif self.attempts[-1].started_at_s is None:
                 return (reap, self._give_up(answer.reason))
-            self._rung, step = answer, answer.reason
+            # It has served with these: one request may be to blame, which the next death shows.
+            elif crash_loop := self._crash_loop(event.at_s):
+                return (reap, self._give_up(f"{answer.reason}, and {crash_loop}"))
         elif loading and event.death.cause in (Cause.OTHER, Cause.REFUSED):
             return (reap, self._give_up("it can't be loaded"))  # the same again would end the same
         elif crash_loop := self._crash_loop(event.at_s):

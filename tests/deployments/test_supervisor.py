@@ -175,3 +175,16 @@ def test_a_death_of_one_request_steps_nowhere_and_its_conviction_goes_back(
     supervisor.on_event(Started(generation=5, at_s=1.0))
     supervisor.on_event(died(5, OUT_OF_MEMORY))
     assert supervisor.rung.name == "half"
+
+
+def test_settings_that_served_are_tried_again_where_no_smaller_are_left(
+    supervisor: Supervisor,
+) -> None:
+    supervisor.begin(0.0)
+    for generation in range(1, 6):
+        supervisor.on_event(Started(generation=generation, at_s=1.0))
+        _, last = supervisor.on_event(died(generation, OUT_OF_MEMORY))
+    assert isinstance(last, GiveUp)
+    rungs = [attempt.rung for attempt in supervisor.attempts]
+    assert rungs == ["user", "half", "quarter", "quarter", "quarter"]
+    assert last.reason.startswith("no smaller settings are left, and more than 2 restarts")
