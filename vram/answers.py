@@ -66,7 +66,7 @@ def _not_free(case: Case, settings: EngineSettings) -> Iterator[Group]:
     yield from _smaller_context(case, free)
     for change in _smaller_batch(case, free):
         yield from _smaller_context(case, change.settings)
-    yield _with_room(case, changes.fp8_weights(case, free))
+    yield from _fp8_weights(case, free)
     yield from _least(case, free)
 
 
@@ -74,7 +74,7 @@ def _weights(case: Case, settings: EngineSettings) -> Iterator[Group]:
     yield from _same_again(case, settings)
     if case.shortage.is_fragmented:
         yield changes.expandable(case, settings)
-    yield changes.fp8_weights(case, settings)
+    yield from _fp8_weights(case, settings)
     if fits(case, settings):
         yield from _least(case, settings)
 
@@ -85,7 +85,7 @@ def _activations(case: Case, settings: EngineSettings) -> Iterator[Group]:
     yield _from(changes.fewer_tokens(case, settings), case.repeats)
     yield _from(changes.fewer_sequences(case, settings), case.repeats)
     yield changes.halved_context(case, settings)
-    yield changes.fp8_weights(case, settings)
+    yield from _fp8_weights(case, settings)
     yield from _least(case, settings)
 
 
@@ -102,7 +102,7 @@ def _no_cache_blocks(case: Case, settings: EngineSettings) -> Iterator[Group]:
     yield _smaller_batch(case, settings)
     yield _from(changes.fewer_graphs(case, settings), case.repeats)
     yield _from(changes.fewer_sequences(case, settings), case.repeats)
-    yield changes.fp8_weights(case, settings)
+    yield from _fp8_weights(case, settings)
     yield from _least(case, settings)
 
 
@@ -118,7 +118,7 @@ def _context_too_long(case: Case, settings: EngineSettings) -> Iterator[Group]:
     yield from _smaller_context(case, settings)
     yield _smaller_batch(case, settings)
     yield from _smaller_context(case, replace(settings, enforce_eager=True))
-    yield changes.fp8_weights(case, settings)
+    yield from _fp8_weights(case, settings)
     yield from _least(case, settings)
 
 
@@ -217,6 +217,15 @@ def _beside_smaller_cache(case: Case, settings: EngineSettings) -> Iterator[Grou
         yield tuple(replace(change, check="cache") for change in cache)
         halves = changes.halved_context(case, smaller.settings)
         yield tuple(replace(change, check="cache") for change in halves)
+
+
+def _fp8_weights(case: Case, settings: EngineSettings) -> Iterator[Group]:
+    """By themselves, then with what else makes them fit."""
+    for change in changes.fp8_weights(case, settings):
+        yield _with_room(case, (change,))
+        yield _with_room(case, _smaller_batch(case, change.settings))
+        yield from _smaller_context(case, change.settings)
+        yield _with_room(case, changes.least(case, change.settings))
 
 
 def _least(case: Case, settings: EngineSettings) -> Iterator[Group]:
