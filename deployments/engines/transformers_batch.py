@@ -11,13 +11,14 @@ all requests, and it has no seeds, penalties, min_tokens or alternative logprobs
 import inspect
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import structlog
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from deployments.engines.protocol import TokenDelta, TokenRequest, TokenStep
+from deployments.engines.transformers_rows import Rows
 from deployments.engines.transformers_sequence import (
     TokenSequence,
     choose,
@@ -25,9 +26,19 @@ from deployments.engines.transformers_sequence import (
     eos_token_ids_of,
     processors_of,
 )
-from deployments.errors import Invalid
 
+log = structlog.get_logger(__name__)
+
+MIN_BATCHED_TOKENS = 64  # a share of a prompt that is not worth halving any more
 PADDING_LIMIT = 1.5  # prompts are prefilled together while padding adds no more than half
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """Where a request was before a part of a step."""
+
+    sequence: TokenSequence
+    num_emitted: int
 
 
 class Batch:
@@ -45,12 +56,13 @@ class Batch:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.num_reliefs = 0
         self._model = model
         self._eos_token_ids = eos_token_ids_of(model)
         self._forward_parameters = inspect.signature(model.forward).parameters
         self._waiting: deque[TokenSequence] = deque()
-        self._prefilling: _Rows | None = None  # several steps long only for one long prompt
-        self._running = _Rows(model.config)
+        self._prefilling: Rows | None = None  # several steps long only for one long prompt
+        self._running = Rows(model.config)
         self._token_bytes = self.rehearse(1)
         self._max_cached_tokens = (
             None if kv_cache_memory_bytes is None else kv_cache_memory_bytes // self._token_bytes
@@ -102,18 +114,27 @@ class Batch:
             self._running.keep(list(map(is_other, self._running.sequences)))
 
     def step(self) -> TokenStep:
-        """One token for every running request, and the next share of the newcomers' prompts."""
+        """One token for every running request, and the next share of the newcomers' prompts.
+
+        A part of it that does not fit into memory gives nothing, and the next step is a smaller
+        one. Raises `torch.OutOfMemoryError` where there is no smaller one.
+        """
+        deltas: list[TokenDelta] = []
         with torch.inference_mode():
-            deltas = [*self._decode(), *self._settle_finished()]
-            if self._prefilling is None:
-                self._prefilling = self._admit()
-            if self._prefilling is not None:
-                deltas += self._prefill(self._prefilling)
+            for part in (self._decode, self._settle_finished, self._admit_and_prefill):
+                before, shortage = self._marks(), None
+                try:
+                    deltas += part()
+                except torch.OutOfMemoryError as error:
+                    shortage = str(error)  # and not the error, whose traceback holds tensors
+                if shortage is not None:
+                    self._relieve(before, shortage)
+                    break
         return TokenStep(outputs=tuple(deltas))
 
     def rehearse(self, num_tokens: int) -> int:
         """Prefill this much of nothing, so that what does not fit fails now; bytes a token."""
-        rows = _Rows(self._model.config)
+        rows = Rows(self._model.config)
         rows.padding = [0]
         with torch.inference_mode():
             self._forward(rows, torch.zeros((1, num_tokens), dtype=torch.long))
@@ -127,6 +148,41 @@ class Batch:
         last = torch.tensor([[sequence.output[-1]] for sequence in rows.sequences])
         return self._advance(rows, self._forward(rows, last))
 
+    def _marks(self) -> list["_Mark"]:
+        """Of the requests that hold memory, those that generate first."""
+        rows = (self._running, *([] if self._prefilling is None else [self._prefilling]))
+        return [_Mark(each, len(each.output)) for group in rows for each in group.sequences]
+
+    def _relieve(self, before: Sequence["_Mark"], shortage: str) -> None:
+        """Free every cache, and begin again from the emitted tokens with half as much at once.
+
+        The model stays loaded, so this costs a prefill where a restart costs a load. What a step
+        gave to nobody is taken back. Memory that is short only for now is not remembered as such:
+        the halves last until the engine's next life.
+        """
+        for mark in before:
+            del mark.sequence.output[mark.num_emitted :]
+            mark.sequence.finish_reason = None
+        held = {id(mark.sequence): mark.sequence for mark in before}
+        if self._prefilling is not None:  # perhaps admitted in this very part
+            held |= {id(sequence): sequence for sequence in self._prefilling.sequences}
+        others = (sequence for sequence in self._waiting if id(sequence) not in held)
+        self._waiting = deque([*held.values(), *others])
+        self._prefilling, self._running = None, Rows(self._model.config)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(held) > 1:
+            self.max_num_seqs = len(held) // 2
+        elif self.max_num_batched_tokens > MIN_BATCHED_TOKENS:
+            self.max_num_batched_tokens //= 2
+        else:
+            raise torch.OutOfMemoryError(shortage)
+        self.num_reliefs += 1
+        log.warning(
+            "batch_relieved", max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens, error=shortage,
+        )  # fmt: skip
+
     def _settle_finished(self) -> Iterable[TokenDelta]:
         """Requests that came with nothing left to generate: a replay of a last token, say."""
         finished = [sequence for sequence in self._waiting if sequence.finish_reason]
@@ -134,7 +190,12 @@ class Batch:
             self._waiting = deque(s for s in self._waiting if not s.finish_reason)
         return [delta_of(sequence) for sequence in finished]
 
-    def _admit(self) -> "_Rows | None":
+    def _admit_and_prefill(self) -> Iterable[TokenDelta]:
+        if self._prefilling is None:
+            self._prefilling = self._admit()
+        return () if self._prefilling is None else self._prefill(self._prefilling)
+
+    def _admit(self) -> Rows | None:
         """The next of those waiting, as many as may be prefilled together."""
         group: list[TokenSequence] = []
         num_running = len(self._running.sequences)
@@ -149,9 +210,9 @@ class Batch:
             ):
                 break
             group.append(self._waiting.popleft())
-        return _Rows(self._model.config, group) if group else None
+        return Rows(self._model.config, group) if group else None
 
-    def _prefill(self, rows: "_Rows") -> Iterable[TokenDelta]:
+    def _prefill(self, rows: Rows) -> Iterable[TokenDelta]:
         """At most `max_num_batched_tokens` of the prompts; their first tokens after the last."""
         start, end = rows.num_columns, rows.num_columns + self.max_num_batched_tokens
         logits = self._forward(rows, rows.prompts[:, start:end])
@@ -173,7 +234,7 @@ class Batch:
         limit = self._max_cached_tokens
         return limit is None or num_rows * num_columns <= limit
 
-    def _forward(self, rows: "_Rows", token_ids: torch.Tensor) -> torch.Tensor:
+    def _forward(self, rows: Rows, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits of the last column, after these columns were added to the cache."""
         device = self._model.device
         start, end = rows.num_columns, rows.num_columns + token_ids.shape[1]
@@ -193,7 +254,7 @@ class Batch:
         rows.num_columns = end
         return output.logits[:, -1].float()
 
-    def _advance(self, rows: "_Rows", logits: torch.Tensor) -> Iterable[TokenDelta]:
+    def _advance(self, rows: Rows, logits: torch.Tensor) -> Iterable[TokenDelta]:
         """Choose each row's next token; the rows that it finishes are dropped."""
         tokens = logits.argmax(dim=-1)
         for row, sequence in enumerate(rows.sequences):
@@ -214,86 +275,3 @@ class Batch:
             return "stop"
         full = len(sequence.output) >= sampling.max_tokens
         return "length" if full or sequence.num_tokens >= self.max_model_len else None
-
-
-class _Rows:
-    """Sequences that share a cache, padded on the left so that all end in its last column."""
-
-    def __init__(self, config: Any, sequences: Sequence[TokenSequence] = ()) -> None:
-        self._config = config
-        self.cache = _empty_cache(config)
-        self.num_columns = 0
-        self.sequences = list(sequences)
-        longest = max((sequence.num_tokens for sequence in sequences), default=0)
-        self.padding = [longest - sequence.num_tokens for sequence in sequences]
-        self.prompts = torch.tensor(
-            [
-                [0] * padding + sequence.token_ids
-                for padding, sequence in zip(self.padding, sequences, strict=True)
-            ]
-        )
-
-    @property
-    def cache_bytes(self) -> int:
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
-
-    def keep(self, mask: Sequence[bool]) -> None:
-        """Drop the other rows, then the columns that only they had filled."""
-        kept = [row for row, wanted in enumerate(mask) if wanted]
-        self.sequences = [self.sequences[row] for row in kept]
-        self.padding = [self.padding[row] for row in kept]
-        if kept:
-            self.cache.batch_select_indices(torch.tensor(kept, device=self._device))
-            self._resize(self.num_columns - min(self.padding))
-        else:
-            self.cache, self.num_columns = _empty_cache(self._config), 0
-
-    def join(self, newcomers: "_Rows") -> None:
-        """Take over the rows of another cache."""
-        if not newcomers.sequences:
-            return
-        if not self.sequences:
-            self.cache, self.num_columns = newcomers.cache, newcomers.num_columns
-        else:
-            num_columns = max(self.num_columns, newcomers.num_columns)
-            self._resize(num_columns)
-            newcomers._resize(num_columns)
-            for ours, theirs in zip(self.cache.layers, newcomers.cache.layers, strict=True):
-                ours.keys = torch.cat([ours.keys, theirs.keys])
-                ours.values = torch.cat([ours.values, theirs.values])
-        self.sequences += newcomers.sequences
-        self.padding += newcomers.padding
-
-    def _resize(self, num_columns: int) -> None:
-        """Add padding columns on the left, or take some away."""
-        if num_columns == self.num_columns:
-            return
-        for layer in self.cache.layers:
-            width = num_columns
-            if layer.is_sliding:
-                width = min(num_columns, layer.sliding_window - 1)
-                layer.cumulative_length = num_columns
-            layer.keys = _pad_left(layer.keys, width)
-            layer.values = _pad_left(layer.values, width)
-        self.padding = [padding + num_columns - self.num_columns for padding in self.padding]
-        self.num_columns = num_columns
-
-    @property
-    def _device(self) -> torch.device:
-        return self.cache.layers[0].keys.device
-
-
-def _empty_cache(config: Any) -> DynamicCache:
-    cache = DynamicCache(config=config)
-    for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise Invalid(
-                f"the transformers engine can't batch {config.model_type}: its cache has "
-                f"{type(layer).__name__}s, which can't be padded; serve it with vllm"
-            )
-    return cache
-
-
-def _pad_left(states: torch.Tensor, width: int) -> torch.Tensor:
-    """Zeros before the oldest columns, or without the oldest ones: [row, head, column, dim]."""
-    return torch.nn.functional.pad(states, (0, 0, width - states.shape[-2], 0))

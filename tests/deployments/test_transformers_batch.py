@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from deployments.engines.transformers_batch import Batch  # noqa: E402
+from deployments.engines.transformers_sequence import delta_of  # noqa: E402
 
 NUM_TOKENS = 24
 IM_END, STOP_SOON = 758, 759  # of the demo model; see cluster/demo_model.py
@@ -371,3 +372,80 @@ def test_a_model_whose_cache_can_not_be_padded_is_refused_by_name() -> None:
     )
     with pytest.raises(Invalid, match=r"qwen3_next.*vllm"):
         make_batch(model)
+
+
+class Short:
+    """A model that has memory for so many columns of all rows together, and says so as torch does.
+
+    `fails_at`: its forward passes that find no memory whatever they need.
+    """
+
+    def __init__(
+        self, model: Any, *, most_cells: int = 10**9, fails_at: Sequence[int] = ()
+    ) -> None:
+        self._model = model
+        self._most_cells = most_cells
+        self._fails_at = set(fails_at)
+        self._num_passes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, **inputs: Any) -> Any:
+        self._num_passes += 1
+        if (
+            inputs["attention_mask"].numel() > self._most_cells
+            or self._num_passes in self._fails_at
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self._model(**inputs)
+
+
+@pytest.mark.parametrize("most_cells", [900, 400, 150])
+def test_a_batch_that_does_not_fit_goes_on_as_smaller_ones(model: Any, most_cells: int) -> None:
+    asked = [request(number) for number in range(12)]
+    batch = make_batch(Short(model, most_cells=most_cells))
+    assert finish(batch, asked) == alone(model, asked)
+    assert batch.num_reliefs > 0
+    assert batch.max_num_seqs < 12
+
+
+@pytest.mark.parametrize("fails_at", [(2,), (3, 5), (9, 10, 11), (20,)])
+def test_no_token_is_lost_or_given_twice_wherever_memory_runs_out(
+    model: Any, fails_at: Sequence[int]
+) -> None:
+    asked = [
+        *(request(number, logprobs=2) for number in range(6)),
+        *(request(number, temperature=1.0, seed=number) for number in range(6, 10)),
+    ]
+    batch = make_batch(Short(model, fails_at=fails_at), max_num_batched_tokens=256)
+    assert finish(batch, asked) == alone(model, asked)
+    assert batch.num_reliefs == len(fails_at)
+
+
+def test_tokens_that_were_chosen_but_not_given_are_taken_back(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log probabilities come after the choice, and need memory too."""
+    asked = [request(number, logprobs=2) for number in range(4)]
+    expected = alone(model, asked)
+    batch = make_batch(model)
+    calls = 0
+
+    def scarce(*arguments: Any) -> TokenDelta:
+        nonlocal calls
+        calls += 1
+        if calls == 11:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return delta_of(*arguments)
+
+    monkeypatch.setattr("deployments.engines.transformers_batch.delta_of", scarce)
+    assert finish(batch, asked) == expected
+
+
+def test_memory_that_is_not_enough_for_the_smallest_step_ends_the_engine(model: Any) -> None:
+    batch = make_batch(Short(model, fails_at=range(2, 1000)))
+    batch.add(request(1))
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        drain(batch)
+    assert batch.max_num_batched_tokens <= 64
