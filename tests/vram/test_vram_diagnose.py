@@ -276,3 +276,15 @@ def test_settings_that_the_pre_check_had_made_smaller_are_the_ones_that_died(mod
     shortage = Shortage(kind=Kind.RUN_TIME, asked_bytes=GIB, free_bytes=0)
     step = after(model, Tried(asked=model.planned, settings=ran_with, shortage=shortage))
     assert step.settings.gpu_memory_utilization < 0.7
+
+
+def test_settings_that_led_nowhere_are_not_asked_for_again(shape_of) -> None:
+    model = a_model(shape_of, gpu_memory_utilization=0.9, max_model_len=32768)
+    shortage = Shortage(
+        kind=Kind.CONTEXT_TOO_LONG, asked_bytes=4 * GIB, free_bytes=3 * GIB, max_model_len=24576
+    )
+    first = Tried(asked=model.planned, settings=model.planned, shortage=shortage)
+    step = after(model, first)
+    # The check before the load put the context back, say, and it ended as before.
+    second = after(model, first, replace(first, asked=step.settings))
+    assert second.settings not in (step.settings, model.planned)
