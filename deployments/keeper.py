@@ -6,7 +6,7 @@ Sits between an engine and whatever turns its tokens into HTTP. Runs on one even
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
@@ -16,7 +16,7 @@ from deployments.engines.protocol import Engine, LoadFailed, Step
 from deployments.errors import EngineDied, LadderExhausted, Poison
 from deployments.handover import Handover
 from deployments.journal import Journal
-from deployments.loading import Loading
+from deployments.life import Life
 from deployments.oom import Death
 from deployments.quarantine import Blame, Quarantine
 from deployments.supervisor import (
@@ -70,8 +70,7 @@ class Keeper(Generic[R]):
         self._clock = clock
         self._death: Died | None = None  # heard, not answered yet
         self._recovery: asyncio.Task[None] | None = None
-        self._loading: Loading | None = None
-        self._heard_at_s = 0.0  # the last step, on the monotonic clock
+        self._life: Life | None = None  # that loads or serves
 
     @property
     def state(self) -> State:
@@ -147,7 +146,6 @@ class Keeper(Generic[R]):
             return
         for delta in step.outputs:
             self.journal.record(delta.request_id, delta.new_token_ids, finished=delta.finished)
-        self._heard_at_s = time.monotonic()
         self._on_step(step)
         self._handover.notice()
 
@@ -155,6 +153,7 @@ class Keeper(Generic[R]):
         """Begin the recovery, once for each life, however many streams notice its end."""
         if generation != self.supervisor.generation or self._death is not None:
             return
+        self._life = None
         self._room.close()
         log.warning(
             "engine_died", model=self.model, generation=generation, cause=death.cause.value,
@@ -175,27 +174,14 @@ class Keeper(Generic[R]):
 
     def watched(self) -> Watched | None:
         """The life that has to show that it is one; None while there is none."""
-        if self._death is not None or self.state is State.FAILED:
+        if self._life is None:
             return None
-        generation = self.supervisor.generation
-        if self._loading is not None:
-            return Watched(
-                generation=generation, is_loading=True, heard_at_s=self._loading.began_at_s
-            )
-        if self.state is not State.READY:
-            return None
-        return Watched(
-            generation=generation,
-            num_running=len(self.journal.num_emitted(generation)),
-            heard_at_s=self._heard_at_s,
-        )
+        return self._life.watched(len(self.journal.num_emitted(self._life.generation)))
 
     def end_life(self, generation: int, death: Death) -> None:
         """A life that stands still is over; what is left of it is reaped as after any death."""
-        if self._loading is None:
-            self.heard_death(generation, death)
-        elif generation == self.supervisor.generation:
-            self._loading.end(death)
+        if self._life is not None and generation == self._life.generation:
+            self._life.end(death)
 
     async def _carry_out(self, effects: tuple[Effect, ...]) -> None:
         """Effects, and the answers to what happens meanwhile, until there is nothing left to do."""
@@ -239,19 +225,16 @@ class Keeper(Generic[R]):
             self._tried = spawn.settings
             if self._before_load is not None:
                 self._tried = await self._before_load(spawn.settings)
-            self._loading = Loading()
-            await self._loading.run(self.engine.start(self._tried, _Life(self, generation)))
+            self._life = life = Life(generation, self.heard_step, self.heard_death)
+            await life.load(self.engine.start(self._tried, life))
             self.settings = self._tried
         except LoadFailed as failure:
             log.warning(
                 "engine_load_failed", model=self.model, generation=generation, rung=rung.name,
                 death=str(failure.death),
             )  # fmt: skip
-            self._death = None
+            self._life = self._death = None
             return self.supervisor.on_event(self._died(generation, failure.death))
-        finally:
-            self._loading = None
-        self._heard_at_s = time.monotonic()
         log.info(
             "engine_started", model=self.model, generation=generation, rung=rung.name,
             price=rung.price, in_flight=len(self.journal),
@@ -294,17 +277,3 @@ class Keeper(Generic[R]):
     def _exhausted(self) -> LadderExhausted:
         attempts = tuple(str(attempt) for attempt in self.supervisor.attempts)
         return LadderExhausted(self.model, self.supervisor.reason, attempts)
-
-
-class _Life:
-    """The listener of one life: what it says later, after its death, is not heard."""
-
-    def __init__(self, keeper: Keeper[Any], generation: int) -> None:
-        self._keeper = keeper
-        self._generation = generation
-
-    def stepped(self, step: Step) -> None:
-        self._keeper.heard_step(self._generation, step)
-
-    def died(self, death: Death) -> None:
-        self._keeper.heard_death(self._generation, death)

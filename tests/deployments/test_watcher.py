@@ -14,7 +14,7 @@ from deployments.engines.fake import FakeEngine, Script
 from deployments.engines.protocol import LoadFailed, Measurement
 from deployments.errors import LadderExhausted
 from deployments.keeper import Keeper
-from deployments.loading import Loading
+from deployments.life import Life
 from deployments.oom import Cause, Death
 from deployments.supervisor import State
 from deployments.watchdog import Patience
@@ -28,6 +28,10 @@ def watch(keeper: Keeper, patience: Patience) -> Watcher:
     watcher = Watcher(keeper, patience, tick_s=0.01)
     watcher.start()
     return watcher
+
+
+def new_life() -> Life:
+    return Life(1, lambda *_: None, lambda *_: None)
 
 
 def causes(keeper: Keeper) -> list[Cause]:
@@ -125,18 +129,18 @@ async def test_a_load_that_never_ends_is_ended(ladder: Ladder) -> None:
 async def test_a_load_ends_with_its_own_death_or_with_the_one_it_is_given() -> None:
     engine = FakeEngine(Script(load_s=3600.0))
     death = Death(cause=Cause.STALLED, phase="loading", message="too long")
-    loading = Loading()
+    life = new_life()
 
     async def start() -> None:
-        loading.end(death)
+        life.end(death)
         await engine.start(SETTINGS, None)  # type: ignore[arg-type]
 
     with pytest.raises(LoadFailed, match="too long"):
-        await loading.run(start())
+        await life.load(start())
     own = LoadFailed(Death(cause=Cause.OTHER, phase="loading", message="its own"))
 
     async def fail() -> None:
         raise own
 
     with pytest.raises(LoadFailed, match="its own"):
-        await Loading().run(fail())
+        await new_life().load(fail())
