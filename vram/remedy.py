@@ -18,6 +18,7 @@ SHORTEST_USEFUL_CONTEXT_TOKENS = 512
 FEWEST_SEQUENCES = 16
 DEGREES_TO_TRY = (2, 4, 8, 16)
 SUGGESTIONS = 4
+MOVE_ALONG = ("gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,7 @@ class _Attempt:
     device: Device
     engine: str
     limit_bytes: int
+    share_suffices: bool = False  # then nothing else is worth a turn of the share besides
 
     def fitted(self, changed: EngineSettings) -> EngineSettings | None:
         """With a share, or cache bytes, that fits."""
@@ -129,12 +131,12 @@ class _Attempt:
 
     def tried(self, changed: EngineSettings) -> EngineSettings | None:
         """One turn is better than two."""
-        return self.kept(changed) or self.fitted(changed)
+        return self.kept(changed) or (None if self.share_suffices else self.fitted(changed))
 
     def remedy(self, setting: str, found: EngineSettings, num_gpus: int = 1) -> Remedy:
         also = (
             (name, getattr(found, name))
-            for name in ("gpu_memory_utilization", "kv_cache_memory_bytes")
+            for name in MOVE_ALONG
             if name != setting and getattr(found, name) != getattr(self.settings, name)
         )
         return Remedy(
@@ -145,16 +147,13 @@ class _Attempt:
 def _remedies(attempt: _Attempt) -> Iterator[Remedy]:
     settings = attempt.settings
     same = attempt.fitted(settings)
-    if same is None:
-        shorter = longest_context(
-            settings, attempt.kept, SHORTEST_USEFUL_CONTEXT_TOKENS
-        ) or longest_context(settings, attempt.fitted, SHORTEST_USEFUL_CONTEXT_TOKENS)
-    else:
-        setting = "gpu_memory_utilization"
-        if same.kv_cache_memory_bytes is not None:
-            setting = "kv_cache_memory_bytes"
-        yield attempt.remedy(setting, same)
-        shorter = longest_context(settings, attempt.kept, SHORTEST_USEFUL_CONTEXT_TOKENS)
+    if same is not None:
+        pinned = same.kv_cache_memory_bytes is not None
+        yield attempt.remedy("kv_cache_memory_bytes" if pinned else "gpu_memory_utilization", same)
+        attempt = replace(attempt, share_suffices=True)
+    shorter = longest_context(settings, attempt.kept, SHORTEST_USEFUL_CONTEXT_TOKENS)
+    if shorter is None and same is None:
+        shorter = longest_context(settings, attempt.fitted, SHORTEST_USEFUL_CONTEXT_TOKENS)
     if shorter is not None:
         yield attempt.remedy("max_model_len", shorter)
     for setting, found in (

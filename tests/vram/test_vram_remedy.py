@@ -42,3 +42,12 @@ def test_the_remedies_of_a_share_too_small_are_more_of_it_or_a_shorter_context(
     found = remedies(shape, settings, H200, "vllm", H200.total_bytes)
     assert [remedy.setting for remedy in found[:2]] == ["gpu_memory_utilization", "max_model_len"]
     assert found[1].also == ()
+
+
+def test_where_more_of_the_card_suffices_no_other_remedy_asks_for_it_as_well(
+    shape_of, settings_with
+) -> None:
+    settings = settings_with(gpu_memory_utilization=0.1, max_model_len=32768)
+    found = remedies(shape_of("qwen2.5-7b"), settings, H200, "vllm", H200.total_bytes)
+    assert found[0].setting == "gpu_memory_utilization"
+    assert all(remedy.also == () for remedy in found)
