@@ -6,7 +6,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import (
     DeploymentSchema,
@@ -15,11 +14,11 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
+from cluster.model_configs import MODEL_PATH, load_yaml, sentence
 from deployments.config import GatewayConfig, ModelConfig
 from deployments.errors import Invalid
 from deployments.limits import load_api_keys
 
-MODEL_PATH = "deployments.app:build"
 GATEWAY_PATH = "deployments.gateway:build"
 _ARGS: dict[str, type[BaseModel]] = {MODEL_PATH: ModelConfig, GATEWAY_PATH: GatewayConfig}
 
@@ -66,20 +65,9 @@ class ServeConfig:
 def read_serve_config(path: Path) -> ServeConfig:
     """Raises `Invalid` with one sentence that names the place and says what to change."""
     try:
-        return _checked(path, _load(path))
+        return _checked(path, load_yaml(path))
     except Invalid as error:
         raise Invalid(f"{path}: {error}", error.setting) from None
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Invalid("there is no such file") from None
-    except OSError as error:
-        raise Invalid(f"it can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Invalid(f"this is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _checked(path: Path, document: Any) -> ServeConfig:
@@ -175,17 +163,6 @@ def _validated(schema: type[M], given: Any, where: str) -> M:
     try:
         return schema.model_validate(given)
     except ValidationError as error:
-        raise Invalid(_sentence(error, where)) from None
+        raise Invalid(sentence(error, where)) from None
     except Invalid as error:
         raise Invalid(f"{where}: {error}", error.setting) from None
-
-
-def _sentence(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {place}: remove it or correct its spelling{more}"
-    if first["type"] == "missing":
-        return f"{place} is missing{more}"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}{more}"

@@ -17,6 +17,8 @@ from vram.gpu import Device, device_named
 
 ACCELERATOR_LABEL = "accelerator_type:"
 ANSWER_S = 60.0
+# ECC, MIG mode and the driver's version move a card's memory by less than this.
+SAME_CARD = 1.02
 
 
 def connected() -> bool:
@@ -74,7 +76,22 @@ def nodes_from_ray(
             as_if_empty=as_if_empty,
         )
         nodes.append(node)
-    return tuple(sorted(nodes, key=lambda node: node.name))
+    return tuple(sorted(_levelled(nodes), key=lambda node: node.name))
+
+
+def _levelled(nodes: Sequence[Node]) -> list[Node]:
+    """Cards of one name that differ by a driver's few MiB are of one kind, the smallest."""
+    smallest: dict[str, Device] = {}
+    for gpu in (gpu for node in nodes for gpu in node.gpus):
+        least = smallest.setdefault(gpu.name, gpu)
+        if gpu.total_bytes < least.total_bytes:
+            smallest[gpu.name] = gpu
+
+    def level(gpu: Device) -> Device:
+        least = smallest[gpu.name]
+        return least if gpu.total_bytes < SAME_CARD * least.total_bytes else gpu
+
+    return [replace(node, gpus=tuple(level(gpu) for gpu in node.gpus)) for node in nodes]
 
 
 def _node(
