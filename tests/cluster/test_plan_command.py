@@ -230,3 +230,24 @@ def test_neither_ray_nor_torch_is_imported_for_a_plan_on_a_laptop(
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr.split() == []
+
+
+def test_the_answer_in_the_documents_is_that_of_the_command(tmp_path: Path) -> None:
+    """But for the sizes, which move with every better estimate."""
+    page = (ROOT / "docs/planning.md").read_text().partition("## An answer")[2]
+    words = re.search(r'--gpus "([^"]+)"', page)
+    assert words is not None
+    config = tmp_path / "two.yaml"
+    config.write_text(
+        page.split("```yaml\n")[1]
+        .split("```")[0]
+        .replace("model: tests/", f"model: {(ROOT / 'tests').as_posix()}/")
+    )
+    code, said = run(config, "--gpus", words[1])
+    assert code == 0
+    assert _titles(said) == _titles(page.split("```text\n")[1].split("```")[0])
+
+
+def _titles(text: str) -> list[str]:
+    """Which model got which cards; shares without their hundredths."""
+    return [re.sub(r"0\.\d\d", "a share", line) for line in text.splitlines() if " · " in line]
