@@ -263,6 +263,35 @@ def test_when_not_all_fit_as_many_as_possible_do(ask: Ask) -> None:
     assert "qwen2.5-72b needs 2 x H200 on one node, and 0 are left there" in str(left.error)
 
 
+def test_two_who_would_take_everything_share_it(ask: Ask) -> None:
+    decision = choose(
+        [ask("qwen2.5-72b", objective="latency"), ask("llama-3.1-70b", objective="latency")],
+        nodes_from_words("8xH200"),
+    )
+    assert decision.fits
+    assert cards(decision) == {"qwen2.5-72b": ("H200", 4), "llama-3.1-70b": ("H200", 4)}
+
+
+def test_many_small_models_count_for_more_than_one_large_one(ask: Ask) -> None:
+    decision = choose(
+        [
+            ask("qwen2.5-72b", tensor_parallel_size=4),
+            ask("qwen2.5-32b", tensor_parallel_size=2, num_replicas=2),
+            ask("qwen2.5-7b", num_replicas=4),
+        ],
+        nodes_from_words("4xH100"),
+    )
+    assert [placed.request.name for placed in decision.placed] == ["qwen2.5-7b"] * 4
+    assert len(decision.unplaced) == 3
+
+
+def test_of_a_node_with_two_kinds_of_cards_the_right_ones_are_taken(ask: Ask) -> None:
+    gpus = (device_named("L4"), device_named("H200"), device_named("L4"), device_named("H200"))
+    node = Node(name="n", gpus=gpus, free=(1.0,) * 4, cpus=64)
+    decision = choose([ask("qwen2.5-72b"), ask("qwen2.5-7b", card="L4")], [node])
+    assert where(decision) == {"qwen2.5-72b#0": [("n", 1), ("n", 3)], "qwen2.5-7b#0": [("n", 0)]}
+
+
 MODELS = ("qwen2.5-0.5b", "qwen2.5-7b", "llama-3.1-8b", "qwen3-30b-a3b", "qwen2.5-72b")
 INVENTORIES = ("1xH200", "2x4xH100", "1x2xH200, 2x4xL40S", "1xL4, 1xH100", "3x1xA100-80GB")
 asked_for = st.lists(
