@@ -1,6 +1,11 @@
 """What torch's caching allocator keeps of batches that are over. Knows no cache and no weights."""
 
-from vram.activations import SAMPLER_BYTES_PER_LOGIT, expert_workspace_bytes, forward_bytes
+from vram.activations import (
+    PLAIN_SAMPLER_BYTES_PER_LOGIT,
+    SAMPLER_BYTES_PER_LOGIT,
+    expert_workspace_bytes,
+    forward_bytes,
+)
 from vram.dtypes import dtype_bytes
 from vram.gpu import Device
 from vram.model import ModelShape
@@ -65,6 +70,10 @@ def _projected_bytes(shape: ModelShape, settings: EngineSettings) -> int:
 def _sampler_bytes(shape: ModelShape, settings: EngineSettings, device: Device, engine: str) -> int:
     if not shape.generates:
         return 0
-    newer = newer_runner(shape, device, engine)
-    per_logit = NEWER_SAMPLER_BYTES_PER_LOGIT if newer else SAMPLER_BYTES_PER_LOGIT
+    if engine not in ("vllm", "fake"):
+        per_logit: float = PLAIN_SAMPLER_BYTES_PER_LOGIT
+    elif newer_runner(shape, device, engine):
+        per_logit = NEWER_SAMPLER_BYTES_PER_LOGIT
+    else:
+        per_logit = SAMPLER_BYTES_PER_LOGIT
     return int(settings.max_num_seqs * shape.vocab_size * per_logit)

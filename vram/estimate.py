@@ -187,7 +187,7 @@ def _fixed(
         "peak_activation": peak_activation(shape, settings, device, engine),
         "cuda_graphs": cuda_graphs(shape, settings, device, engine),
         "non_torch": overhead.non_torch(settings, device, engine),
-        "communication": overhead.communication(settings, device),
+        "communication": overhead.communication(shape, settings, device),
     }
     if settings.max_loras:
         fixed["lora"] = Overhead(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vram.gpu import Device
 from vram.model import ModelShape
 from vram.settings import EngineSettings
-from vram.units import MIB, gib_to_bytes
+from vram.units import MIB, gib, gib_to_bytes
 
 EVIDENCE = "H200, vLLM 0.26.0, benchmarks/results/memory_h200_*.jsonl"
 
@@ -27,11 +27,12 @@ ROUTED_WITH_NEWER_RUNNER = frozenset(
 NON_TORCH_BYTES = 230 * MIB  # every load on one GPU: 0.22 to 0.24 GiB. EVIDENCE
 # With NCCL, most of that is taken before vLLM begins to count. Two GPUs, EVIDENCE
 NON_TORCH_BESIDE_NCCL_BYTES = 68 * MIB
-# NCCL's buffers and those of vLLM's own all-reduce: what the context of a process is larger by, and
-# vLLM does not count. Two H200 without NVLink multicast, EVIDENCE; with it there is more: 2.10 GiB
-# in all on H100, vLLM 0.19 (llm-d-planner, reference/peers.md 6).
-TENSOR_PARALLEL_BYTES = 970 * MIB
-PIPELINE_PARALLEL_BYTES = gib_to_bytes(0.07)  # llm-d-planner, not ours
+# NCCL's buffers for one group of GPUs, which vLLM does not count: what the context of a process is
+# larger by, halved, since a dense model over two H200 has two groups: all GPUs, and those of its
+# tensors (distributed/parallel_state.py). Experts have a third, which is another 486 MiB. EVIDENCE
+# Without NVLink multicast; with it there is more: 2.10 GiB in all, H100, vLLM 0.19 (llm-d-planner,
+# reference/peers.md 6).
+GROUP_BYTES = 485 * MIB
 
 # The driver's context of a process, which vLLM does not count in its budget. EVIDENCE
 CUDA_CONTEXT_BYTES = 527 * MIB
@@ -75,18 +76,18 @@ def non_torch(settings: EngineSettings, device: Device, engine: str) -> Overhead
     return Overhead(size_bytes=size_bytes, formula="constant", source=EVIDENCE)
 
 
-def communication(settings: EngineSettings, device: Device) -> Overhead:
-    """Buffers that exist because the model is split."""
+def communication(shape: ModelShape, settings: EngineSettings, device: Device) -> Overhead:
+    """Buffers that exist because the model is split, one set for each group of GPUs."""
     if device.kind == "cpu" or settings.num_gpus == 1:
         return Overhead(size_bytes=0, formula="one device", source="settings")
-    size_bytes = 0
+    groups = ["all"]
     if settings.tensor_parallel_size > 1:
-        size_bytes += TENSOR_PARALLEL_BYTES
+        groups += ["tensors", "experts"] if shape.routed else ["tensors"]
     if settings.pipeline_parallel_size > 1:
-        size_bytes += PIPELINE_PARALLEL_BYTES
+        groups.append("stages")  # not measured
     return Overhead(
-        size_bytes=size_bytes,
-        formula="constant at TP >= 2 + constant at PP >= 2",
+        size_bytes=len(groups) * GROUP_BYTES,
+        formula=f"{gib(GROUP_BYTES)} for each group of GPUs: {', '.join(groups)}",
         source=EVIDENCE,
     )
 

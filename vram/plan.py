@@ -215,7 +215,11 @@ def _finished(
     """Caps what the cache cannot use, fills in bytes on the CPU, and says what was decided."""
     settings = found
     if wishes.max_num_seqs is None:
-        settings = _with_useful_sequences(shape, settings, wishes, device, engine)
+        # Fewer may profile a smaller peak, and the cache that takes its place is not given back.
+        fewer = _with_useful_sequences(shape, settings, wishes, device, engine)
+        under_load_bytes = estimate(shape, fewer, device, engine).device_use_under_load_bytes
+        if under_load_bytes <= device.total_bytes * gpu_fraction:
+            settings = fewer
     if device.kind == "cpu" and settings.kv_cache_memory_bytes is None:
         settings = _with_cache_bytes(shape, settings, device, engine)
     estimated = estimate(shape, settings, device, engine)

@@ -190,3 +190,19 @@ def test_eager_sums_over_gpus_are_tensors_of_their_own(shape_of, settings_with) 
     # Measured on two H200: 2.86 GiB.
     peak = estimate(shape, eager, H200).item("peak_activation")
     assert peak.bytes / GIB == pytest.approx(2.86, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "mib"),
+    # The contexts of the loads on two H200: 1497 MiB, with experts 1983; 527 on one.
+    [
+        ("qwen2.5-7b", {}, 0),
+        ("qwen2.5-7b", {"tensor_parallel_size": 2}, 1497 - 527),
+        ("qwen3-30b-a3b", {"tensor_parallel_size": 2}, 1983 - 527),
+    ],
+)
+def test_each_group_of_gpus_has_buffers(
+    model: str, changes: dict[str, int], mib: int, shape_of, settings_with
+) -> None:
+    found = estimate(shape_of(model), settings_with(**changes), H200).item("communication")
+    assert found.bytes / 2**20 == pytest.approx(mib, abs=2)

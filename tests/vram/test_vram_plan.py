@@ -187,3 +187,10 @@ def test_a_plan_never_exceeds_its_share_of_a_card(name, card, engine, wished, sh
     limit_bytes = device.total_bytes * found.gpu_fraction
     assert found.estimate.device_use_under_load_bytes <= limit_bytes
     assert found == plan(shape_of(name), wished, device, engine)
+
+
+def test_fewer_sequences_are_not_taken_where_the_cache_would_outgrow_the_card(shape_of) -> None:
+    device = device_named("T4")
+    wishes = Wishes(enforce_eager=True, max_gpus=2)
+    found = plan(shape_of("gemma-2-9b"), wishes, device, "sglang")
+    assert found.estimate.device_use_under_load_bytes <= device.total_bytes
