@@ -22,6 +22,10 @@ class VLLMNotation:
         choice, found, _ = request.request_id.partition(external)
         return choice + external if found else request.request_id
 
+    def can_continue(self, request: "EngineCoreRequest") -> bool:
+        params = request.sampling_params
+        return params is None or params.prompt_logprobs is None
+
     def write(self, delta: "EngineCoreOutput") -> Any:
         reason = None if delta.finish_reason is None else int(delta.finish_reason)
         logprobs = None if delta.new_logprobs is None else _written(delta.new_logprobs)

@@ -57,6 +57,9 @@ class Notation(Protocol[R, D]):
     def key(self, copy: Copy, request: R) -> str:
         """Names the choice, the same in every replica."""
 
+    def can_continue(self, request: R) -> bool:
+        """False: the engine has to begin again, for something that comes only at its beginning."""
+
     def write(self, delta: D) -> Any: ...
 
     def read(self, request_id: str, note: Any) -> Sequence[D]:
@@ -104,7 +107,8 @@ class Copies(Generic[R, D]):
         if copy is None:
             return await self._keeper.generate(request_id, request, total_tokens=total_tokens)
         key = self.notation.key(copy, request)
-        told = [d for note in copy.told(key) for d in self.notation.read(request_id, note)]
+        notes = copy.told(key) if self.notation.can_continue(request) else ()
+        told = [delta for note in notes for delta in self.notation.read(request_id, note)]
         if told:
             self.tell(self.notation.step(told))
             if told[-1].finished:

@@ -135,12 +135,13 @@ class _Exchange:
     async def answer(self, head: RequestHead, body: bytes, frames: FrameReader) -> None:
         CURRENT.set(self._copy)  # of this task and those that it starts
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        # A task, because an application may listen twice at once, and a stream's reader may not.
+        leaving = asyncio.create_task(_relay_left(frames))
 
         async def receive() -> Message:
             if parts:
                 return parts.pop()
-            with suppress(OSError, BrokenFrameError):
-                await frames.read()  # a relay says nothing more: it can only go
+            await asyncio.wait((leaving,))
             return {"type": "http.disconnect"}
 
         try:
@@ -151,6 +152,8 @@ class _Exchange:
             # Not `log.exception`: it may print local variables, and keys are among them.
             log.error("relayed_request_failed", path=head.path, error=traceback.format_exc())
             self._write(encode(Kind.FAILED))
+        finally:
+            leaving.cancel()
         self._writer.close()
         await self._writer.wait_closed()  # it is all out
 
@@ -177,3 +180,9 @@ class _Exchange:
     def _write(self, data: bytes) -> None:
         if not self._writer.is_closing():
             self._writer.write(data)
+
+
+async def _relay_left(frames: FrameReader) -> None:
+    """A relay says nothing after its request: it can only go."""
+    with suppress(OSError, BrokenFrameError):
+        await frames.read()

@@ -13,6 +13,9 @@ class TokenNotation:
     def key(self, copy: Copy, request: TokenRequest) -> str:
         return str(copy.next_number())  # choices are handed over in the order of their indices
 
+    def can_continue(self, request: TokenRequest) -> bool:
+        return True
+
     def write(self, delta: TokenDelta) -> Any:
         logprobs = [(each.token_id, each.logprob, each.top) for each in delta.logprobs]
         return [delta.new_token_ids, delta.finish_reason, logprobs]

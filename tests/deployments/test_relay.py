@@ -374,3 +374,26 @@ async def test_a_mistake_of_the_application_is_not_tried_on_every_replica() -> N
     answer = await asked(relay, "/v1/completions", {"prompt": "hi"})
     await port.close()
     assert (answer.status_code, relay.num_resumed) == (500, 0)
+
+
+async def test_an_application_may_listen_again_before_its_last_listener_is_gone() -> None:
+    """As vLLM's: one listens while an answer is prepared, and Starlette's next while it streams."""
+
+    async def listening_twice(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+        listeners = [asyncio.create_task(receive()) for _ in range(2)]
+        await asyncio.sleep(0)
+        listeners[0].cancel()
+        listeners.append(asyncio.create_task(receive()))
+        await asyncio.wait(listeners, timeout=0.05)
+        assert [listener.done() for listener in listeners] == [True, False, False]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+        for listener in listeners:
+            listener.cancel()
+
+    port = ReplicaPort(listening_twice, replica="r", has_given_up=lambda: False)
+    relay = relay_of(InTurn([await port.open("127.0.0.1")]))
+    answer = await asked(relay, "/v1/completions", {"prompt": "hi"})
+    await port.close()
+    assert (answer.status_code, relay.num_resumed) == (200, 0)

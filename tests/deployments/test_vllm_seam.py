@@ -56,6 +56,8 @@ CASES: dict[str, dict[str, Any]] = {
     "penalties": {**LONG, "presence_penalty": 0.9, "frequency_penalty": 0.7},
     "repetition": {**LONG, "repetition_penalty": 1.3},
     "echo": {**LONG, "echo": True},
+    "echo logprobs": {**LONG, "echo": True, "logprobs": 1},
+    "prompt logprobs": {**LONG, "prompt_logprobs": 1},
     "json": {"max_tokens": 400, "structured_outputs": {"json": JSON_SCHEMA}},
 }
 CHAT_CASES: dict[str, dict[str, Any]] = {
