@@ -1,5 +1,6 @@
 """The file of loads: whole lines, a bounded size, and nothing in it that can hurt."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -152,6 +153,28 @@ def test_writers_at_once_lose_no_line(path: Path) -> None:
     found = read_calibration(path)
     assert len(found.loads) == 150
     assert found.num_skipped == 0
+
+
+def test_a_file_is_rewritten_only_while_nobody_else_can_append(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vram.calibration, "LARGEST_FILE_BYTES", 1000)
+    others: list[bool] = []
+
+    def replace_watched(target: Path, content: bytes) -> None:
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                others.append(True)
+            except BlockingIOError:
+                others.append(False)
+        target.write_bytes(content)
+
+    monkeypatch.setattr(vram.calibration, "_replace", replace_watched)
+    for number in range(10):
+        append_load(path, load(str(number)))
+    assert others
+    assert not any(others)
 
 
 def test_the_null_device_and_folders_are_left_alone(tmp_path: Path) -> None:
