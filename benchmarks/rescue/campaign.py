@@ -163,13 +163,13 @@ def _end(waiting: Waiting) -> None:
 def main(
     output: Annotated[Path, typer.Option()],
     limit_s: Annotated[float, typer.Option(help="No trial goes on for longer.")] = 500.0,
-    cases: Annotated[str, typer.Option(help="Names, comma-separated; all.")] = "",
+    cases: Annotated[str, typer.Option(help="Names, semicolons between; all.")] = "",
     modes: Annotated[str, typer.Option()] = ",".join(MODES),
     work: Annotated[Path, typer.Option()] = Path("/tmp/ballast-rescue"),
 ) -> None:
     deadline_s = time.monotonic() + limit_s
     work.mkdir(parents=True, exist_ok=True)
-    chosen = [BY_NAME[name] for name in cases.split(",")] if cases else list(CASES)
+    chosen = [BY_NAME[name] for name in cases.split(";")] if cases else list(CASES)
     write_models(work / "models", {case.model for case in chosen})
     facts = {"command": " ".join(sys.argv), **describe_host()}
     # Every case first in the modes that matter most; the long ones at the front of each.

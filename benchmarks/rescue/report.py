@@ -31,6 +31,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def _cell(outcome: Outcome | None) -> str:
     if outcome is None:
         return "not run"
+    if outcome.reason.startswith("cut off"):
+        return f"no end within {outcome.seconds:.0f} s"
     if not outcome.served:
         return f"fails after {outcome.seconds:.0f} s" + _requests(outcome)
     kept = f"context {outcome.max_model_len}, {outcome.kv_cache_tokens or 0:,} KV tokens"
