@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +25,10 @@ import psutil
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import fault_load, processes, report
+from benchmarks import fault_load, fault_report, processes, report
 from benchmarks.fault_load import Told, Traffic
+from benchmarks.fault_report import Outcome
 from benchmarks.fault_rows import (
     ENGINE_CORE,
     RAY_SERVERS,
@@ -58,48 +58,8 @@ MANY_CLIENTS = 16  # of the row in which as many again come late
 OUTPUT_TOKENS = 48
 RECOVERY_TIMEOUT_S = 240.0
 NEIGHBOUR_TIMEOUT_S = 60.0  # of one request
-# Dynamo's own table, https://docs.nvidia.com/dynamo, fault tolerance, read 2026-11: 8 x L40,
-# DeepSeek-R1-Distill-Llama-8B, 8 clients with 100 requests each, without request migration.
-DYNAMO = (
-    ("Dynamo, published: decode worker killed, 1 replica", 520, 280, 37.99),
-    ("Dynamo, published: vLLM worker killed, 1 replica", 120, 680, math.inf),
-    ("Dynamo, published: vLLM worker killed, 4 replicas", 796, 4, 44.88),
-)
 console = Console(width=None if sys.stdout.isatty() else 170)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """One row, measured. Times in seconds."""
-
-    name: str
-    title: str
-    requests: int = 0
-    ok: int = 0
-    failed: int = 0
-    lost_tokens: int = 0
-    repeated_tokens: int = 0
-    reconnects: int = 0
-    longest_pause_s: float | None = None
-    recovery_s: float | None = None  # from the blow, or the first death, until it serves; inf: not
-    own_start_s: float | None = None  # of it the engine's own: its loads, failed ones too
-    deaths: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)  # the first three, in words
-    note: str = ""
-
-    @property
-    def beyond_start_s(self) -> float | None:
-        """What the client waited beyond the engine's own loads."""
-        waited_s = self.recovery_s if ROWS[self.name].dies_before_load else self.longest_pause_s
-        if waited_s is None or self.own_start_s is None:
-            return None
-        return waited_s - self.own_start_s
-
-    @property
-    def is_unharmed(self) -> bool:
-        harm = (self.failed, self.lost_tokens, self.repeated_tokens)
-        return self.ok == self.requests > 0 and harm == (0, 0, 0)
 
 
 class OtherLifeError(Exception):
@@ -135,16 +95,13 @@ def main(
         **report.surroundings(settings, command=sys.argv, date=date),
         "requests": requests,
         "output_tokens": output_tokens,
-        "rows": [_flat(outcome) for outcome in (*own, *neighbours)],
-        "published": [
-            {"title": title, "ok": ok, "failed": failed, "recovery_s": _finite(seconds)}
-            for title, ok, failed, seconds in DYNAMO
-        ],
+        "rows": [fault_report.flat(outcome) for outcome in (*own, *neighbours)],
+        "published": fault_report.published(),
     }
     path = output or REPOSITORY / "benchmarks" / "results" / f"faults-{date:%Y%m%d-%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
-    console.print(table([*own, *neighbours]))
+    console.print(fault_report.table([*own, *neighbours]))
     console.print(f"Written to {path}")
     measured = [outcome for outcome in own if not outcome.note.startswith("skipped")]
     raise typer.Exit(0 if all(outcome.is_unharmed for outcome in measured) else 1)
@@ -244,7 +201,7 @@ class Bench:
         struck_at_s, answers = asyncio.run(_scenario(traffic, row.blow, victim))
         if row.name == "undisturbed":
             self._expected = {told.number: told.token_ids for told in answers if not told.failure}
-        outcome = _counted(row, answers, self._expected)
+        outcome = fault_report.counted(row, answers, self._expected)
         if struck_at_s is None:
             return outcome
         again_at_s = _first_success(answers, struck_at_s) or _probe(traffic)
@@ -286,23 +243,6 @@ def _victim(blow: Blow) -> psutil.Process:
         except psutil.NoSuchProcess:
             continue
     raise ServerFailedError(f"the server has no process {name}")
-
-
-def _counted(row: Row, answers: Sequence[Told], expected: dict[int, list[int]]) -> Outcome:
-    differences = [fault_load.difference(expected[t.number], t.token_ids) for t in answers]
-    failures = [f"request {told.number}: {told.failure}" for told in answers if told.failure]
-    return Outcome(
-        name=row.name,
-        title=row.title,
-        requests=len(answers),
-        ok=len(answers) - len(failures),
-        failed=len(failures),
-        lost_tokens=sum(lost for lost, _ in differences),
-        repeated_tokens=sum(repeated for _, repeated in differences),
-        reconnects=sum(told.reconnects for told in answers),
-        longest_pause_s=max(told.longest_pause_s for told in answers),
-        failures=failures[:3],
-    )
 
 
 def _story(
@@ -364,49 +304,6 @@ def _probe(traffic: Traffic) -> float:
     return math.inf
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
-    result = Table(
-        caption="Seconds. Pause: the longest that a client waited for a byte. Recovers: from the "
-        "blow or death to the first answer, or to serving. Beyond: what a client waited beyond "
-        "the engine's own loads."
-    )
-    result.add_column("row")
-    for heading in ("ok", "failed", "lost", "repeated", "pause", "recovers", "beyond", "retried"):
-        result.add_column(heading, justify="right")
-    result.add_column("deaths")
-    for outcome in outcomes:
-        numbers = [outcome.ok, outcome.failed, outcome.lost_tokens, outcome.repeated_tokens]
-        seconds = [outcome.longest_pause_s, outcome.recovery_s, outcome.beyond_start_s]
-        counted = [str(number) if outcome.requests else "-" for number in numbers]
-        told = [*outcome.deaths, outcome.note] if outcome.note else outcome.deaths
-        result.add_row(
-            outcome.title, *counted, *map(_seconds, seconds), str(outcome.reconnects),
-            "; ".join(told),
-        )  # fmt: skip
-    result.add_section()
-    for title, ok, failed, recovery_s in DYNAMO:
-        result.add_row(title, str(ok), str(failed), "-", "-", "-", _seconds(recovery_s), "-", "-")
-    return result
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else "never" if math.isinf(value) else f"{value:.1f}"
-
-
-def _flat(outcome: Outcome) -> dict[str, Any]:
-    return {
-        **asdict(outcome),
-        "recovery_s": _finite(outcome.recovery_s),
-        "recovers": outcome.recovery_s is None or math.isfinite(outcome.recovery_s),
-        "beyond_start_s": outcome.beyond_start_s,
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinity."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _skipped(row: Row) -> Outcome:
     words = ", ".join(f"recovery.{name}" for name in row.missing_settings)
     return _print(_broken(row, f"skipped: this version has no {words}"))
@@ -417,11 +314,7 @@ def _broken(row: Row, note: str) -> Outcome:
 
 
 def _print(outcome: Outcome) -> Outcome:
-    numbers = f"{outcome.ok} ok, {outcome.failed} failed, {outcome.lost_tokens} lost, "
-    numbers += f"{outcome.repeated_tokens} repeated, pause {_seconds(outcome.longest_pause_s)} s"
-    words = [numbers] if outcome.requests else []
-    words += [outcome.note] if outcome.note else []
-    console.print(f"{outcome.name}: {'; '.join(words + outcome.failures)}", markup=False)
+    console.print(fault_report.sentence(outcome), markup=False, highlight=False)
     return outcome
 
 
