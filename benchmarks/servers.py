@@ -197,6 +197,7 @@ def _environment(kind: ServerKind, settings: Settings, folder: Path) -> dict[str
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "BALLAST_STATE": str(folder),  # nothing is remembered from one row to the next
         # A Ray, an HAProxy and sockets of its own, whatever else runs on this machine.
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(folder),

@@ -102,6 +102,12 @@ class RecoveryConfig(_Strict):
     isolation_s: float = Field(
         30.0, gt=0, description="how long a suspect is held back for the others to end"
     )
+    remember: bool = Field(
+        True, description="a new replica starts with the settings that worked after a step down"
+    )
+    heal_after_s: float = Field(
+        1800.0, gt=0, description="how long it is quiet before larger settings are tried again"
+    )
     survive_replica: bool = Field(
         False, description="streams outlive the replica, too: a relay holds them"
     )

@@ -12,6 +12,7 @@ import structlog
 
 from deployments import replays
 from deployments.admission import WaitingRoom
+from deployments.course import Move
 from deployments.engines.protocol import Engine, LoadFailed, Step
 from deployments.errors import EngineDied, LadderExhausted, Poison
 from deployments.handover import Handover
@@ -23,6 +24,7 @@ from deployments.supervisor import (
     Died,
     Effect,
     GiveUp,
+    Quiet,
     Reap,
     Replay,
     Spawn,
@@ -36,6 +38,11 @@ from vram.settings import EngineSettings
 R = TypeVar("R")
 log = structlog.get_logger(__name__)
 _NOBODY = Blame()
+_MOVES = {
+    Move.CLIMB: "engine_climbs",
+    Move.BACK: "engine_steps_back",
+    Move.REMEMBERED: "engine_starts_as_remembered",
+}
 
 
 class Keeper(Generic[R]):
@@ -59,6 +66,7 @@ class Keeper(Generic[R]):
         self.supervisor = supervisor
         self.journal: Journal[R] = Journal()
         self.settings: EngineSettings | None = None  # what the engine was last started with
+        self.finished_in = 0  # the newest life that has finished a request
         self._tried: EngineSettings | None = None  # what its last life was to run with
         self._quarantine = Quarantine()
         self._handover = Handover(engine, self.journal, self._quarantine, isolation_s=isolation_s)
@@ -146,6 +154,8 @@ class Keeper(Generic[R]):
             return
         for delta in step.outputs:
             self.journal.record(delta.request_id, delta.new_token_ids, finished=delta.finished)
+            if delta.finished:
+                self.finished_in = generation
         self._on_step(step)
         self._handover.notice()
 
@@ -169,8 +179,30 @@ class Keeper(Generic[R]):
         self._handover.notice(is_dead=True)
         if blame.convicted is not None:
             self._refuse(blame.convicted, blame, death)
-        if self._recovery is None or self._recovery.done():
+        if self._is_calm:
             self._recovery = asyncio.get_running_loop().create_task(self._carry_out(()))
+
+    def climb(self, reason: str) -> bool:
+        """Go on with larger settings, with every stream as after a death; False: not now."""
+        if not self.is_serving or self._death is not None or not self._is_calm:
+            return False
+        quiet = Quiet(
+            generation=self.supervisor.generation,
+            reason=reason,
+            at_s=self._clock(),
+            ran_with=self.settings,
+        )
+        effects = self.supervisor.on_event(quiet)
+        if not effects:
+            return False
+        self._life = None
+        self._room.close()
+        self._recovery = asyncio.get_running_loop().create_task(self._carry_out(effects))
+        return True
+
+    @property
+    def _is_calm(self) -> bool:
+        return self._recovery is None or self._recovery.done()
 
     def watched(self) -> Watched | None:
         """The life that has to show that it is one; None while there is none."""
@@ -215,11 +247,12 @@ class Keeper(Generic[R]):
 
     async def _spawn(self, spawn: Spawn) -> tuple[Effect, ...]:
         generation, rung = spawn.generation, self.supervisor.rung
-        reason = self.supervisor.attempts[-1].reason
-        if reason:
+        attempt = self.supervisor.attempts[-1]
+        if attempt.reason:
+            event = _MOVES.get(attempt.move, "engine_steps_down")
             log.warning(
-                "engine_steps_down", model=self.model, generation=generation, rung=rung.name,
-                price=rung.price, reason=reason,
+                event, model=self.model, generation=generation, rung=rung.name,
+                price=rung.price, reason=attempt.reason,
             )  # fmt: skip
         try:
             self._tried = spawn.settings

@@ -1,36 +1,36 @@
 """A model being served: its engine, the keeper over it, and the app that turns HTTP into tokens."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 from starlette.types import ASGIApp
 
 from deployments import orphans
-from deployments.cards import available, cards_of
+from deployments.cards import cards_of
 from deployments.config import ModelConfig
 from deployments.diagnosis import diagnose
 from deployments.engines.fake import FakeEngine, Script
-from deployments.engines.protocol import Engine, LoadFailed, TokenRequest
-from deployments.engines.registry import check_installed
+from deployments.engines.protocol import Engine, TokenRequest
+from deployments.engines.registry import check_installed, engine_versions
 from deployments.errors import UnknownOption
+from deployments.healer import Healer
 from deployments.keeper import Keeper
-from deployments.oom import Cause, Death
+from deployments.load_check import LoadCheck
 from deployments.openai.tokenizers import ByteTokenizer, Tokenizer, TransformersTokenizer
 from deployments.relay.copies import Copies
 from deployments.relay.token_notes import TokenNotation
+from deployments.settings_store import SettingsStore, state_folder
 from deployments.shapes import shape_of
 from deployments.streams import Streams
 from deployments.supervisor import RestartLimit, Supervisor, fixed
 from deployments.watchdog import Patience
 from deployments.watcher import Watcher
-from vram.case import Model
-from vram.errors import DoesNotFit
+from vram.calibration import shape_hash
+from vram.case import Case, Model, Tried
 from vram.ladder import fixed_ladder
 from vram.plan import Plan
-from vram.precheck import precheck
-from vram.settings import EngineSettings
 from vram.shortage import Shortage, ShortageKind
 
 log = structlog.get_logger(__name__)
@@ -43,9 +43,11 @@ class Serving:
     keeper: Keeper[Any]
     app: ASGIApp  # OpenAI's API, without limits and keys
     watcher: Watcher
+    healer: Healer
 
     async def stop(self) -> None:
         """End the engine for good."""
+        await self.healer.stop()
         await self.watcher.stop()
         await self.keeper.stop()
 
@@ -77,21 +79,23 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     )
     core = vllm_front.JournaledCore()
     copies = Copies(VLLMNotation(), core.on_step) if config.recovery.survive_replica else None
+    store, check = _store(config, plan), LoadCheck(config, plan, placement_group)
     keeper: Keeper[Any] = Keeper(
         config.name,
         engine,
-        _supervisor(config, plan),
+        _supervisor(config, plan, store),
         on_step=copies.on_step if copies else core.on_step,
         on_give_up=core.on_give_up,
         on_refusal=core.on_refusal,
         isolation_s=config.recovery.isolation_s,
-        before_load=_before_load(config, plan, placement_group),
+        before_load=check,
     )
     core.attach(copies.above(keeper) if copies else keeper, engine)
     watcher = await _start(keeper, config)
     assert engine.config is not None
     llm = vllm_front.make_llm(core, engine.config)
-    return Serving(keeper, Verdicts(await vllm_front.make_app(llm, args)), watcher)
+    app = Verdicts(await vllm_front.make_app(llm, args))
+    return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
 
 
 async def _see_cards(placement_group: Any) -> Any:
@@ -119,15 +123,16 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
     engine, tokenizer = _token_engine(config, plan, placement_group)
     streams = Streams()
     copies = Copies(TokenNotation(), streams.on_step) if config.recovery.survive_replica else None
+    store, check = _store(config, plan), LoadCheck(config, plan, placement_group)
     keeper: Keeper[TokenRequest] = Keeper(
         config.name,
         engine,
-        _supervisor(config, plan),
+        _supervisor(config, plan, store),
         on_step=copies.on_step if copies else streams.on_step,
         on_give_up=streams.on_give_up,
         on_refusal=streams.on_refusal,
         isolation_s=config.recovery.isolation_s,
-        before_load=_before_load(config, plan, placement_group),
+        before_load=check,
     )
     streams.attach(copies.above(keeper) if copies else keeper)
     watcher = await _start(keeper, config)
@@ -145,7 +150,7 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
         wait_s=config.recovery.wait_s,
         max_waiting=config.recovery.max_waiting,
     )
-    return Serving(keeper, app, watcher)
+    return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
 
 
 async def _start(keeper: Keeper[Any], config: ModelConfig) -> Watcher:
@@ -162,6 +167,41 @@ async def _start(keeper: Keeper[Any], config: ModelConfig) -> Watcher:
         await watcher.stop()
         raise
     return watcher
+
+
+def _healer(
+    keeper: Keeper[Any], config: ModelConfig, store: SettingsStore, check: LoadCheck
+) -> Healer:
+    """From the first load on."""
+    healer = Healer(
+        keeper,
+        store,
+        heal_after_s=config.recovery.heal_after_s,
+        remember=config.recovery.remember,
+        lease_s=config.recovery.load_s + config.recovery.heal_after_s,
+        room=check.room,
+    )
+    healer.start()
+    return healer
+
+
+def _store(config: ModelConfig, plan: Plan) -> SettingsStore:
+    """By all that has to be the same; who changes the config starts anew."""
+    return SettingsStore(
+        state_folder(os.environ),
+        {
+            "model": config.model,
+            "shape": shape_hash(shape_of(config)),
+            "card": plan.device.name,
+            "card_bytes": plan.device.total_bytes,
+            "share": plan.gpu_fraction,
+            "engine": plan.engine,
+            "version": engine_versions().get(plan.engine),
+            "engine_args": config.engine_args,
+            "policy": config.recovery.policy,
+            "planned": asdict(plan.settings),
+        },
+    )
 
 
 def _token_engine(
@@ -186,7 +226,7 @@ def _token_engine(
     return engine, TransformersTokenizer.load(config.model)
 
 
-def _supervisor(config: ModelConfig, plan: Plan) -> Supervisor:
+def _supervisor(config: ModelConfig, plan: Plan, store: SettingsStore | None = None) -> Supervisor:
     shape, recovery = shape_of(config), config.recovery
 
     def ladder(longest_request_tokens: int) -> tuple[Any, ...]:
@@ -210,47 +250,16 @@ def _supervisor(config: ModelConfig, plan: Plan) -> Supervisor:
     )
     limit = RestartLimit(max_restarts=recovery.max_restarts, window_s=recovery.restart_window_s)
     policy = fixed(ladder) if recovery.policy == "fixed" else diagnose(model)
-    return Supervisor(ladder(0)[0], policy, limit)
-
-
-def _before_load(config: ModelConfig, plan: Plan, placement_group: Any) -> Any:
-    """The pre-check: one line before each load, and settings that fit what is free now."""
-    shape = shape_of(config)
-    most_free_bytes = 0
-
-    async def check(settings: EngineSettings) -> EngineSettings:
-        nonlocal most_free_bytes
-        if config.skip_vram_check:
-            return settings
-        await orphans.reap()  # of a replica that has died since, on this node
-        found = await available(
-            plan,
-            placement_group,
-            expected_bytes=most_free_bytes,
-            back_s=config.recovery.memory_back_s,
-        )
-        free_bytes = found.free_bytes
-        most_free_bytes = max(most_free_bytes, free_bytes)
-        try:
-            result = precheck(
-                shape, settings, plan.device, free_bytes, plan.engine, name=config.name
-            )
-        except DoesNotFit as refusal:
-            context = [i.bytes for i in plan.estimate.outside if i.name == "context"]
-            shortage = Shortage(
-                kind=ShortageKind.NOT_FREE,
-                asked_bytes=refusal.needed_bytes,
-                free_bytes=max(free_bytes - sum(context), 0),  # as its engine would see it
-                total_bytes=plan.device.total_bytes,
-            )
-            death = Death(
-                cause=Cause.DEVICE_MEMORY,
-                phase="loading",
-                message=f"{refusal} ({found.held_by})",
-                shortage=shortage,
-            )
-            raise LoadFailed(death) from refusal
-        log.info("vram_check", model=config.name, check=result.line)
-        return result.settings
-
-    return check
+    asked, course = ladder(0)[0], None
+    remembered = store.read() if store is not None and recovery.remember else None
+    if remembered is not None:
+        unknown = Shortage(kind=ShortageKind.UNKNOWN)
+        planned = Tried(asked=plan.settings, settings=plan.settings, shortage=unknown)
+        course = remembered.course(asked, Case(model=model, tried=(planned,)).is_permitted)
+    supervisor = Supervisor(
+        asked, policy, limit, remembered=course, heal_after_s=recovery.heal_after_s
+    )
+    if remembered is not None and course is not None:
+        supervisor.failed_climbs = remembered.failed_climbs
+        supervisor.failed_at_s = remembered.failed_at_s
+    return supervisor

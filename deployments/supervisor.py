@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
+from deployments.course import Course, Move
 from deployments.oom import Cause, Death
 from vram.ladder import Rung
 from vram.settings import EngineSettings
@@ -41,6 +42,16 @@ class Died:
     settings: EngineSettings | None = None  # what it ran with, if the pre-check changed them
     is_of_one_request: bool = False  # on its trial: smaller settings are no answer
     pardon_from: int = 0  # the first life that a request convicted now has ended; 0: no verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quiet:
+    """Life `generation` serves with less than was asked for, and more may work again."""
+
+    generation: int
+    reason: str
+    at_s: float
+    ran_with: EngineSettings | None = None  # if the check before its load left less than the rung
 
 
 # Effects
@@ -88,14 +99,18 @@ class Attempt:
     settings: EngineSettings  # that the policy asked for
     spawned_at_s: float
     reason: str = ""  # of the step that led here
+    move: Move = Move.SAME
     ran_with: EngineSettings | None = None  # known when it has died
     started_at_s: float | None = None
     died_at_s: float | None = None
     death: Death | None = None
+    left_at_s: float | None = None  # alive, for larger settings
 
     def __str__(self) -> str:
         end = str(self.death) if self.death else "serving" if self.started_at_s else "loading"
-        return f"{self.rung} ({self.price}): {end}"
+        end = "left for larger settings" if self.left_at_s else end
+        name = f"{self.rung}, remembered" if self.move is Move.REMEMBERED else self.rung
+        return f"{name} ({self.price}): {end}"
 
 
 class Policy(Protocol):
@@ -144,11 +159,24 @@ class RestartLimit:
 class Supervisor:
     """The story of one replica's engine, and what to do next in it."""
 
-    def __init__(self, first: Rung, policy: Policy, restart_limit: RestartLimit) -> None:
+    def __init__(
+        self,
+        asked: Rung,
+        policy: Policy,
+        restart_limit: RestartLimit,
+        *,
+        remembered: Course | None = None,
+        heal_after_s: float = 1800.0,
+    ) -> None:
         self.state = State.LOADING
         self.attempts: tuple[Attempt, ...] = ()
         self.reason = ""  # of the last change of state
-        self._rung = first
+        self.course = remembered or Course(rung=asked, asked=asked)
+        self.failed_climbs = 0  # in a row
+        self.failed_at_s = 0.0  # the last of them
+        self._courses: tuple[Course, ...] = ()  # of each attempt
+        self._quiet_s = heal_after_s  # a life that serves so long has forgotten the deaths before
+        self._first_counted = 1  # the first life that the policy still looks at
         self._policy = policy
         self._limit = restart_limit
         self._restarts_at_s: tuple[float, ...] = ()
@@ -161,13 +189,15 @@ class Supervisor:
     @property
     def rung(self) -> Rung:
         """The settings in force, or on their way."""
-        return self._rung
+        return self.course.rung
 
     def begin(self, at_s: float) -> tuple[Effect, ...]:
-        """The first load."""
-        return self._spawn(at_s)
+        """The first load: as asked, or as remembered."""
+        if not self.course.is_degraded:
+            return self._spawn(at_s)
+        return self._spawn(at_s, "remembered: these have served", Move.REMEMBERED)
 
-    def on_event(self, event: Started | Died) -> tuple[Effect, ...]:
+    def on_event(self, event: Started | Died | Quiet) -> tuple[Effect, ...]:
         """What to do about it. An event of a life that is already over means nothing any more."""
         if event.generation != self.generation or self.state is State.FAILED:
             return ()
@@ -175,10 +205,40 @@ class Supervisor:
             case Started():
                 self._amend(started_at_s=event.at_s)
                 self.state = State.READY
-                self.reason = f"serving on rung {self._rung.name}"
+                self.reason = f"serving on rung {self.rung.name}"
                 return (Replay(generation=event.generation),)
             case Died():
                 return self._on_death(event)
+            case Quiet():
+                return self._climb(event)
+
+    def has_settled(self, now_s: float) -> bool:
+        """Whether the life that serves has done so for a quiet time."""
+        last = self.attempts[-1]
+        started_s = last.started_at_s
+        return started_s is not None and now_s - started_s >= self._quiet_s
+
+    def settle(self) -> None:
+        """What was short is past: a climb lasts, and steps are counted anew from this life on."""
+        self._first_counted = self.generation
+        if self.course.back is not None:
+            self.course = self.course.settled()
+            self.failed_climbs = 0
+
+    def _climb(self, event: Quiet) -> tuple[Effect, ...]:
+        if self.state is not State.READY:
+            return ()
+        if self.has_settled(event.at_s):
+            self.settle()
+        ran_with = event.ran_with or self.attempts[-1].settings
+        is_cut = ran_with != self.attempts[-1].settings
+        if not is_cut and self.course.larger is None:
+            return ()
+        self._amend(left_at_s=event.at_s, ran_with=ran_with)
+        self.course = self.course.again() if is_cut else self.course.up()
+        self.state, self.reason = State.RECOVERING, event.reason
+        reap = Reap(generation=event.generation)
+        return (reap, *self._spawn(event.at_s, event.reason, Move.CLIMB))
 
     def _on_death(self, event: Died) -> tuple[Effect, ...]:
         if self.attempts[-1].death is not None:
@@ -187,26 +247,71 @@ class Supervisor:
         self._amend(died_at_s=event.at_s, death=event.death, ran_with=ran_with)
         reap = Reap(generation=event.generation)
         loading = all(attempt.started_at_s is None for attempt in self.attempts)
-        step = ""
+        if self.has_settled(event.at_s):
+            self.settle()
+        step, move = "", Move.SAME
         if event.is_of_one_request:
             step = self._pardon(event.pardon_from)
+            move = Move.BACK if step else move
+        elif failed := self._failed_climb(event):
+            step, move = failed, Move.BACK
         elif event.death.is_memory or self._refuses_a_step(event.death):
-            blameless = tuple(a for a in self.attempts if a.generation not in self._pardoned)
-            answer = self._policy(blameless, event.longest_request_tokens)
+            answer = self._policy(self._counted(), event.longest_request_tokens)
             if not isinstance(answer, GiveUp):
-                self._rung, step = answer, answer.reason
+                has_served = self.attempts[-1].started_at_s is not None
+                self.course = self.course.down(answer, has_served=has_served, at_s=event.at_s)
+                step, move = answer.reason, Move.DOWN
+            elif self._is_only_memory:
+                step, move = self._forget(), Move.BACK
             elif self.attempts[-1].started_at_s is None:
                 return (reap, self._give_up(answer.reason))
             # It has served with these: one request may be to blame, which the next death shows.
             elif crash_loop := self._crash_loop(event.at_s):
                 return (reap, self._give_up(f"{answer.reason}, and {crash_loop}"))
         elif loading and event.death.cause in (Cause.OTHER, Cause.REFUSED):
+            if self._is_only_memory:
+                return (reap, *self._spawn(event.at_s, self._forget(), Move.BACK))
             return (reap, self._give_up("it can't be loaded"))  # the same again would end the same
         elif crash_loop := self._crash_loop(event.at_s):
             return (reap, self._give_up(crash_loop))
         self.state = State.LOADING if loading else State.RECOVERING
         self.reason = str(event.death)
-        return (reap, *self._spawn(event.at_s, step))
+        return (reap, *self._spawn(event.at_s, step, move))
+
+    def _counted(self) -> tuple[Attempt, ...]:
+        """The lives that say what is too much: not before a quiet time, not of a convicted."""
+        return tuple(
+            attempt
+            for attempt in self.attempts[self._first_counted - 1 :]
+            if attempt.generation not in self._pardoned and attempt.death is not None
+        )
+
+    def _failed_climb(self, event: Died) -> str:
+        """Back to what served before, if it is the climb that ended this life; else nothing."""
+        back = self.course.back
+        is_loading = self.attempts[-1].started_at_s is None
+        if back is None or not (event.death.is_memory or is_loading):
+            return ""
+        if event.longest_request_tokens > back.rung.settings.max_model_len:
+            return ""  # somebody was let in meanwhile who has to be replayed
+        self.course = back
+        self.failed_climbs += 1
+        self.failed_at_s = event.at_s
+        # It is no step down: what the climb died of says nothing of the settings before it.
+        self._pardoned |= {self.generation}
+        return f"the climb failed: {event.death}"
+
+    @property
+    def _is_only_memory(self) -> bool:
+        """Whether nothing has served, and what was asked for has not been tried."""
+        asked = self.course.asked.settings
+        return all(a.started_at_s is None and a.settings != asked for a in self.attempts)
+
+    def _forget(self) -> str:
+        """What was remembered must not keep a model from starting as if nothing were."""
+        self.course = Course(rung=self.course.asked, asked=self.course.asked)
+        self._first_counted = self.generation + 1
+        return "what was remembered does not work: as asked"
 
     def _refuses_a_step(self, death: Death) -> bool:
         """Whether it is the settings of the last step that could not be loaded, not the model."""
@@ -220,10 +325,7 @@ class Supervisor:
         """The steps since were for a request that is gone: back to the settings before them."""
         if not first_generation:
             return ""
-        before = self.attempts[first_generation - 1]
-        self._rung = Rung(
-            name=before.rung, settings=before.settings, price=before.price, skipped_reason=None
-        )
+        self.course = self._courses[first_generation - 1]
         self._pardoned |= frozenset(range(first_generation, self.generation + 1))
         return "the request that ended the engine is refused"
 
@@ -242,15 +344,17 @@ class Supervisor:
             return f"{num_failed_loads} loads in a row have failed"
         return ""
 
-    def _spawn(self, at_s: float, step: str = "") -> tuple[Effect, ...]:
+    def _spawn(self, at_s: float, step: str = "", move: Move = Move.SAME) -> tuple[Effect, ...]:
         attempt = Attempt(
             generation=self.generation + 1,
-            rung=self._rung.name,
-            price=self._rung.price,
-            settings=self._rung.settings,
+            rung=self.rung.name,
+            price=self.rung.price,
+            settings=self.rung.settings,
             spawned_at_s=at_s,
             reason=step,
+            move=move,
         )
+        self._courses = (*self._courses, self.course)
         self.attempts = (*self.attempts, attempt)
         return (Spawn(generation=attempt.generation, settings=attempt.settings),)
 

@@ -8,6 +8,7 @@ from hypothesis import settings
 # Ray's workers and servers that tests start inherit it: no test learns from another, or from what
 # this machine has measured before.
 os.environ["BALLAST_CALIBRATION"] = os.devnull
+os.environ["BALLAST_STATE"] = os.devnull  # no folder, so nothing is kept there
 
 # Time is no property of the code on a machine that does other things besides.
 settings.register_profile("ballast", deadline=None)

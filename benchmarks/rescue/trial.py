@@ -135,6 +135,7 @@ async def _ballast(
     from deployments.engines.vllm import VLLMEngine
     from deployments.errors import LadderExhausted
     from deployments.keeper import Keeper
+    from deployments.load_check import LoadCheck
 
     async def here(placement_group: Any) -> tuple[cards.Card, ...]:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -159,7 +160,7 @@ async def _ballast(
         serving._supervisor(config, plan),
         on_step=core.on_step,
         on_give_up=core.on_give_up,
-        before_load=serving._before_load(config, plan, None),
+        before_load=LoadCheck(config, plan, None),
     )
     core.attach(keeper, engine)
     outcome = Outcome(case=case.name, mode=mode, served=False, reason="", seconds=0.0)

@@ -1,6 +1,8 @@
 """Values that tests of the deployments share."""
 
 from deployments.oom import Cause, Death
+from deployments.remembered import Remembered
+from vram.ladder import Rung
 from vram.settings import EngineSettings
 
 SETTINGS = EngineSettings(
@@ -20,3 +22,7 @@ OUT_OF_MEMORY = Death(
     cause=Cause.DEVICE_MEMORY, phase="running", message="CUDA out of memory. Tried to allocate A"
 )
 KILLED = Death(cause=Cause.KILLED, phase="running", message="ended by signal 9")
+
+
+def remembered(rung: Rung) -> Remembered:
+    return Remembered(rung=rung, path=(), since_s=1.0, learned_at_s=2.0)
