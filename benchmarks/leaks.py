@@ -37,7 +37,7 @@ from benchmarks.servers import (
 from cluster.demo_model import build_demo_model
 
 RECOVERY_TIMEOUT_S = 240.0
-_DASHBOARD_PORT = re.compile(r"--port=(\d+)")
+_DASHBOARD = re.compile(r"dashboard at .*?(http://[\w.:]+)")
 console = Console(width=None if sys.stdout.isatty() else 120)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,7 +79,7 @@ def count() -> dict[str, int]:
         "names in /dev/shm": len(os.listdir("/dev/shm")),
         "sockets in temporary folders": sum(map(_num_sockets, temporary)),
         "files of engines there": sum(map(_num_engine_files, temporary)),
-        "placement groups": _num_placement_groups(everybody),
+        "placement groups": _num_placement_groups(temporary),
     }
 
 
@@ -172,19 +172,15 @@ def _is_socket(file: Path) -> bool:
         return False
 
 
-def _num_placement_groups(everybody: list[psutil.Process]) -> int:
+def _num_placement_groups(folders: set[Path]) -> int:
     """As Ray's dashboard lists them, without those that are removed."""
-    for process in everybody:
-        try:
-            command = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        port = _DASHBOARD_PORT.search(command)
-        if port and "dashboard" in command and "agent" not in command:
-            url = f"http://127.0.0.1:{port[1]}/api/v0/placement_groups"
+    for log in (folder / "server.log" for folder in folders):
+        found = _DASHBOARD.search(log.read_text(errors="replace")) if log.exists() else None
+        if found is not None:
+            url = f"{found[1]}/api/v0/placement_groups"
             groups = httpx.get(url, timeout=30).raise_for_status().json()["data"]["result"]
             return sum(group["state"] != "REMOVED" for group in groups["result"])
-    raise RuntimeError("Ray's dashboard is not among the processes of the server")
+    raise RuntimeError("the server's log does not say where Ray's dashboard is")
 
 
 if __name__ == "__main__":
