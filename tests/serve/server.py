@@ -21,6 +21,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 240.0
+# A prompt with this text ends every engine that has it in its batch, for want of memory.
+POISON = "arsenic"
 
 
 @dataclass(frozen=True, slots=True)
