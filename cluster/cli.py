@@ -116,6 +116,34 @@ def plan(
     raise typer.Exit(0 if answer.fits else 2)
 
 
+@app.command()
+def status(
+    url: Annotated[
+        str, typer.Argument(help="of a server, or of a model below it")
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(envvar="BALLAST_API_KEY", help="better in the environment")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="for machines, as /status says it")] = False,
+    lang: Annotated[str | None, typer.Option(help="en or zh; the locale's otherwise")] = None,
+) -> None:
+    """Say how the replicas of a running server are. Exit code 0: well; 1: not all; 2: no answer."""
+    import time
+
+    from cluster.languages import language_of
+    from cluster.status_command import ask
+    from cluster.status_report import show
+    from cluster.terminal import output, print_json
+
+    language = language_of(lang, os.environ)
+    found = ask(url, api_key)
+    if json:
+        print_json(found.document)
+    else:
+        show(found, output(), language, now_s=time.time())
+    raise typer.Exit(0 if found.is_well else 1)
+
+
 @app.command("demo-model")
 def demo_model(folder: Annotated[Path, typer.Argument(help="where to write it")]) -> None:
     """Write the demo model: tiny, from a seed, no download."""

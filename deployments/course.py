@@ -17,6 +17,8 @@ class Move(StrEnum):
     CLIMB = "climb"
     BACK = "back"  # from a climb that failed
     REMEMBERED = "remembered"
+    FORGET = "forget"  # from what was remembered and did not work
+    PARDON = "pardon"  # the steps were for a request that is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,18 +101,13 @@ class Healer:
         if self._holds_lease and supervisor.course.back is None:
             self._store.release_lease(self._name)
             self._holds_lease = False
-        if not supervisor.course.is_degraded and not self._is_cut:
+        if not keeper.is_degraded:
             self.next_climb_at_s = None
             return
         facts = await self._facts(now_s)
         self.next_climb_at_s = due_at_s(facts, self._heal_after_s)
         if may_climb(facts, self._heal_after_s, now_s):
             self._climb(facts, now_s)
-
-    @property
-    def _is_cut(self) -> bool:
-        """Whether the check before the load left less than the rung has."""
-        return self._keeper.settings not in (None, self._keeper.supervisor.rung.settings)
 
     def _climb(self, facts: Facts, now_s: float) -> None:
         until_s = now_s + self._lease_s
@@ -154,7 +149,7 @@ class Healer:
     async def _facts(self, now_s: float) -> Facts:
         supervisor = self._keeper.supervisor
         course, attempt = supervisor.course, supervisor.attempts[-1]
-        larger = course.rung if self._is_cut else course.larger
+        larger = course.rung if self._keeper.is_cut else course.larger
         if larger is not None:
             await self._look_for_room(larger.settings, attempt.generation, now_s)
         others = self._store.read() if self._remember else None
@@ -163,7 +158,7 @@ class Healer:
             failed_climbs, failed_at_s = others.failed_climbs, others.failed_at_s
         return Facts(
             has_larger=larger is not None,
-            larger_has_served=course.larger_has_served and not self._is_cut,
+            larger_has_served=course.larger_has_served and not self._keeper.is_cut,
             quiet_since_s=attempt.started_at_s or now_s,
             failed_climbs=failed_climbs,
             failed_at_s=failed_at_s,

@@ -41,6 +41,7 @@ _NOBODY = Blame()
 _MOVES = {
     Move.CLIMB: "engine_climbs",
     Move.BACK: "engine_steps_back",
+    Move.FORGET: "engine_starts_as_asked",
     Move.REMEMBERED: "engine_starts_as_remembered",
 }
 
@@ -88,6 +89,16 @@ class Keeper(Generic[R]):
     def is_serving(self) -> bool:
         """Ready, and every request that was in flight is with the engine again."""
         return self._room.is_open and self.state is State.READY
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the check before the load left less than the rung has."""
+        return self.settings not in (None, self.supervisor.rung.settings)
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether it serves, or will, with other settings than were asked for."""
+        return self.supervisor.course.is_degraded or self.is_cut
 
     @property
     def num_replayed(self) -> int:

@@ -101,6 +101,7 @@ class Replica:
             await self._measurements.refreshed(),
             engine=self._config.engine,
             replica=self._replica,
+            next_climb_at_s=self._serving.healer.next_climb_at_s,
         )
 
     async def metrics(self) -> str:

@@ -199,6 +199,7 @@ def _store(config: ModelConfig, plan: Plan) -> SettingsStore:
             "version": engine_versions().get(plan.engine),
             "engine_args": config.engine_args,
             "policy": config.recovery.policy,
+            "rehearsed": bool(config.faults),  # such a death says nothing of the card
             "planned": asdict(plan.settings),
         },
     )

@@ -9,6 +9,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from deployments.course import Move
 from deployments.keeper import Keeper
 from deployments.learning import Learner
 from deployments.measurements import Measured, Measurements
@@ -18,7 +19,13 @@ from vram.price import price
 
 
 def report(
-    keeper: Keeper[Any], plan: Plan, measured: Measured | None, *, engine: str, replica: str
+    keeper: Keeper[Any],
+    plan: Plan,
+    measured: Measured | None,
+    *,
+    engine: str,
+    replica: str,
+    next_climb_at_s: float | None = None,
 ) -> dict[str, Any]:
     """The plan, the estimate next to what was measured, and the whole history of the engine."""
     estimate = plan.estimate
@@ -31,6 +38,7 @@ def report(
         "attempt": keeper.supervisor.generation,
         "rung": keeper.supervisor.rung.name,
         "given_up": price(plan.settings, keeper.settings or plan.settings),
+        "degraded": _degraded(keeper, next_climb_at_s),
         "requests": {
             "in_flight": len(keeper.journal),
             "waiting": keeper.num_waiting,
@@ -55,6 +63,22 @@ def report(
     }
 
 
+def _degraded(keeper: Keeper[Any], next_climb_at_s: float | None) -> dict[str, Any] | None:
+    """What is less than was asked for, since when, and when more is tried; None for nothing."""
+    if not keeper.is_degraded:
+        return None
+    course = keeper.supervisor.course
+    started_s = keeper.supervisor.attempts[-1].spawned_at_s
+    return {
+        "since": started_s if course.since_s is None else course.since_s,
+        "rung": course.rung.name,
+        "price": price(course.asked.settings, keeper.settings or course.rung.settings),
+        "path": [rung.name for rung in course.path],
+        "failed_climbs": keeper.supervisor.failed_climbs,
+        "next_climb_at": next_climb_at_s,
+    }
+
+
 def _event(attempt: Attempt) -> dict[str, Any]:
     death = attempt.death
     return {
@@ -62,9 +86,11 @@ def _event(attempt: Attempt) -> dict[str, Any]:
         "rung": attempt.rung,
         "price": attempt.price,
         "reason": attempt.reason,
+        "move": attempt.move.value,
         "spawned_at": attempt.spawned_at_s,
         "started_at": attempt.started_at_s,
         "died_at": attempt.died_at_s,
+        "left_at": attempt.left_at_s,
         "cause": death.cause.value if death else None,
         "phase": death.phase if death else None,
         "message": death.message if death else None,
@@ -118,13 +144,25 @@ class ReplicaCollector(Collector):
             "cause",
             "phase",
         )
-        steps = [(a, b) for a, b in pairwise(supervisor.attempts) if b.reason]
+        steps = [(a, b) for a, b in pairwise(supervisor.attempts) if b.reason and a.death]
         yield self._counter(
             "ballast_engine_steps",
             "Changes of settings after deaths of memory",
             Counter((step.rung, _shortage(before)) for before, step in steps),
             "step",
             "shortage",
+        )
+        yield self._gauge(
+            "ballast_degraded",
+            "1 while it serves with less than was asked for",
+            {(): float(keeper.is_degraded)},
+        )
+        moves = Counter(attempt.move for attempt in supervisor.attempts)
+        yield self._counter(
+            "ballast_climbs",
+            "Larger settings tried again, and how many of these tries failed",
+            {("begun",): moves[Move.CLIMB], ("failed",): moves[Move.BACK]},
+            "outcome",
         )
         yield self._gauge("ballast_requests_in_flight", "In the journal", {(): len(keeper.journal)})
         yield self._gauge(

@@ -252,7 +252,7 @@ class Supervisor:
         step, move = "", Move.SAME
         if event.is_of_one_request:
             step = self._pardon(event.pardon_from)
-            move = Move.BACK if step else move
+            move = Move.PARDON if step else move
         elif failed := self._failed_climb(event):
             step, move = failed, Move.BACK
         elif event.death.is_memory or self._refuses_a_step(event.death):
@@ -262,7 +262,7 @@ class Supervisor:
                 self.course = self.course.down(answer, has_served=has_served, at_s=event.at_s)
                 step, move = answer.reason, Move.DOWN
             elif self._is_only_memory:
-                step, move = self._forget(), Move.BACK
+                step, move = self._forget(), Move.FORGET
             elif self.attempts[-1].started_at_s is None:
                 return (reap, self._give_up(answer.reason))
             # It has served with these: one request may be to blame, which the next death shows.
@@ -270,7 +270,7 @@ class Supervisor:
                 return (reap, self._give_up(f"{answer.reason}, and {crash_loop}"))
         elif loading and event.death.cause in (Cause.OTHER, Cause.REFUSED):
             if self._is_only_memory:
-                return (reap, *self._spawn(event.at_s, self._forget(), Move.BACK))
+                return (reap, *self._spawn(event.at_s, self._forget(), Move.FORGET))
             return (reap, self._give_up("it can't be loaded"))  # the same again would end the same
         elif crash_loop := self._crash_loop(event.at_s):
             return (reap, self._give_up(crash_loop))

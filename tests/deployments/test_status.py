@@ -75,6 +75,8 @@ async def test_every_series_carries_its_model_and_its_replica(
     text = await text_of(keeper, plan, "demo#a1")
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     assert {sample.name for sample in samples} == {
+        "ballast_climbs_total",
+        "ballast_degraded",
         "ballast_engine_deaths_total",
         "ballast_engine_state",
         "ballast_estimate_bytes",
@@ -157,3 +159,32 @@ async def test_a_step_down_is_named_with_its_price_and_counted(
     samples = text_string_to_metric_families(await text_of(keeper, plan, "a"))
     (step,) = [s for family in samples for s in family.samples if "_steps_" in s.name]
     assert (step.labels["step"], step.labels["shortage"]) == ("half", "run_time")
+
+
+async def test_a_degraded_replica_says_what_is_less_since_when_and_when_more_is_tried(
+    keeper: Keeper[TokenRequest], plan: Plan
+) -> None:
+    def degraded() -> object:
+        said = report(keeper, plan, None, engine="fake", replica="a", next_climb_at_s=99.0)
+        return said["degraded"]
+
+    assert degraded() is None
+    assert isinstance(keeper.engine, FakeEngine)
+    keeper.engine.die(OUT_OF_MEMORY)
+    await until(lambda: keeper.is_serving and keeper.supervisor.generation == 2)
+    assert degraded() == {
+        "since": keeper.supervisor.attempts[0].died_at_s,
+        "rung": "half",
+        "price": "context 2048 → 1024 tokens",
+        "path": ["user"],
+        "failed_climbs": 0,
+        "next_climb_at": 99.0,
+    }
+    assert 'ballast_degraded{model="demo",replica="a"} 1.0' in await text_of(keeper, plan, "a")
+    assert keeper.climb("it has been quiet")
+    await until(lambda: keeper.is_serving and keeper.supervisor.generation == 3)
+    assert degraded() is None
+    text = await text_of(keeper, plan, "a")
+    assert 'ballast_degraded{model="demo",replica="a"} 0.0' in text
+    assert 'ballast_climbs_total{model="demo",outcome="begun",replica="a"} 1.0' in text
+    assert 'step="user"' not in text  # a climb is no step after a death
