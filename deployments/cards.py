@@ -1,8 +1,8 @@
 """The cards of a placement group: which they are, where, what is free and who holds the rest."""
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -38,6 +38,7 @@ class Available:
 
     free_bytes: int
     holders: tuple[Holder, ...] = ()
+    cards: tuple["Card", ...] = field(default=(), compare=False)
 
     @property
     def held_by(self) -> str:
@@ -74,9 +75,12 @@ async def available(
     expected_bytes = min(share_bytes, expected_bytes) - _SLACK_BYTES
     deadline_s = asyncio.get_running_loop().time() + back_s
     while True:
-        card = min(await cards_of(placement_group), key=lambda card: card.free_bytes)
+        cards = await cards_of(placement_group)
+        card = min(cards, key=lambda card: card.free_bytes)
         found = Available(
-            free_bytes=min(share_bytes, card.free_bytes), holders=largest(card.holders)
+            free_bytes=min(share_bytes, card.free_bytes),
+            holders=largest(card.holders),
+            cards=cards,
         )
         if card.free_bytes >= expected_bytes:
             return found
@@ -93,6 +97,23 @@ def largest(holders: Iterable[Holder]) -> tuple[Holder, ...]:
     """The few that are worth a name."""
     ordered = sorted(holders, key=lambda holder: holder.held_bytes, reverse=True)
     return tuple(ordered[:_NAMED_HOLDERS])
+
+
+def free_here(cards: Sequence[Card], node_id: str) -> int | None:
+    """What the fullest has free now; None if one is elsewhere.
+
+    Without a task in their bundles: an engine that serves may hold those.
+    """
+    import pynvml
+
+    if not cards or any(card.node_id != node_id for card in cards):
+        return None
+    pynvml.nvmlInit()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(card.index) for card in cards]
+        return min(int(pynvml.nvmlDeviceGetMemoryInfo(handle).free) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def _in_memory() -> tuple[Holder, ...]:

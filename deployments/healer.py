@@ -97,30 +97,34 @@ class Healer:
         supervisor = keeper.supervisor
         if supervisor.has_settled(now_s):
             supervisor.settle()
-        self._keep(now_s)
+        await self._keep(now_s)
         if self._holds_lease and supervisor.course.back is None:
-            self._store.release_lease(self._name)
-            self._holds_lease = False
-        if not keeper.is_degraded:
+            await self._release_lease()
+        if not supervisor.is_degraded:
             self.next_climb_at_s = None
             return
         facts = await self._facts(now_s)
         self.next_climb_at_s = due_at_s(facts, self._heal_after_s)
         if may_climb(facts, self._heal_after_s, now_s):
-            self._climb(facts, now_s)
+            await self._climb(facts, now_s)
 
-    def _climb(self, facts: Facts, now_s: float) -> None:
+    async def _climb(self, facts: Facts, now_s: float) -> None:
         until_s = now_s + self._lease_s
-        if not self._store.take_lease(self._name, now_s=now_s, until_s=until_s):
+        if not await asyncio.to_thread(
+            self._store.take_lease, self._name, now_s=now_s, until_s=until_s
+        ):
             return
         self._holds_lease = True
         has_room = facts.room_since_s is not None
         reason = "the card has room again" if has_room else "it has been quiet"
         if not self._keeper.climb(reason):
-            self._store.release_lease(self._name)
-            self._holds_lease = False
+            await self._release_lease()
 
-    def _keep(self, now_s: float) -> None:
+    async def _release_lease(self) -> None:
+        self._holds_lease = False
+        await asyncio.to_thread(self._store.release_lease, self._name)
+
+    async def _keep(self, now_s: float) -> None:
         """Write what works, once it has shown that it does; a climb shows it by a quiet time."""
         supervisor = self._keeper.supervisor
         course, attempt = supervisor.course, supervisor.attempts[-1]
@@ -128,8 +132,8 @@ class Healer:
             return
         if not course.is_degraded:
             if self._written is not None:
-                self._store.forget()
                 self._written = None
+                await asyncio.to_thread(self._store.forget)
             return
         has_served = self._keeper.finished_in == attempt.generation
         is_known = self._written is not None and self._written.rung == course.rung
@@ -143,13 +147,13 @@ class Healer:
         )
         if found != self._written:
             self._written = found
-            self._store.write(found)
+            await asyncio.to_thread(self._store.write, found)
             log.info("settings_remembered", model=self._keeper.model, rung=course.rung.name)
 
     async def _facts(self, now_s: float) -> Facts:
         supervisor = self._keeper.supervisor
         course, attempt = supervisor.course, supervisor.attempts[-1]
-        larger = course.rung if self._keeper.is_cut else course.larger
+        larger = course.rung if supervisor.is_cut else course.larger
         if larger is not None:
             await self._look_for_room(larger.settings, attempt.generation, now_s)
         others = self._store.read() if self._remember else None
@@ -158,7 +162,7 @@ class Healer:
             failed_climbs, failed_at_s = others.failed_climbs, others.failed_at_s
         return Facts(
             has_larger=larger is not None,
-            larger_has_served=course.larger_has_served and not self._keeper.is_cut,
+            larger_has_served=course.larger_has_served and not supervisor.is_cut,
             quiet_since_s=attempt.started_at_s or now_s,
             failed_climbs=failed_climbs,
             failed_at_s=failed_at_s,

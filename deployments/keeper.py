@@ -91,16 +91,6 @@ class Keeper(Generic[R]):
         return self._room.is_open and self.state is State.READY
 
     @property
-    def is_cut(self) -> bool:
-        """Whether the check before the load left less than the rung has."""
-        return self.settings not in (None, self.supervisor.rung.settings)
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether it serves, or will, with other settings than were asked for."""
-        return self.supervisor.course.is_degraded or self.is_cut
-
-    @property
     def num_replayed(self) -> int:
         return self._handover.num_replayed
 
@@ -201,7 +191,6 @@ class Keeper(Generic[R]):
             generation=self.supervisor.generation,
             reason=reason,
             at_s=self._clock(),
-            ran_with=self.settings,
         )
         effects = self.supervisor.on_event(quiet)
         if not effects:
@@ -283,7 +272,9 @@ class Keeper(Generic[R]):
             "engine_started", model=self.model, generation=generation, rung=rung.name,
             price=rung.price, in_flight=len(self.journal),
         )  # fmt: skip
-        return self.supervisor.on_event(Started(generation=generation, at_s=self._clock()))
+        return self.supervisor.on_event(
+            Started(generation=generation, at_s=self._clock(), settings=self._tried)
+        )
 
     async def _replay(self, generation: int) -> None:
         """Everything in the journal first, then new requests straight through."""

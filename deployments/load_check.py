@@ -1,11 +1,12 @@
 """The check around loads: one line before each, settings that fit what is free, and room later."""
 
+import asyncio
 from typing import Any
 
 import structlog
 
 from deployments import orphans
-from deployments.cards import available
+from deployments.cards import Card, available, free_here
 from deployments.config import ModelConfig
 from deployments.engines.protocol import LoadFailed, Measurement
 from deployments.healing import Room
@@ -32,6 +33,7 @@ class LoadCheck:
         self._shape = shape_of(config)
         self._free_bytes: int | None = None  # before the last load
         self._most_free_bytes = 0
+        self._cards: tuple[Card, ...] = ()
 
     async def __call__(self, settings: EngineSettings) -> EngineSettings:
         """What to load with. Raises `LoadFailed` where nothing that is free will do."""
@@ -46,6 +48,7 @@ class LoadCheck:
             back_s=config.recovery.memory_back_s,
         )
         free_bytes = self._free_bytes = found.free_bytes
+        self._cards = found.cards
         self._most_free_bytes = max(self._most_free_bytes, free_bytes)
         try:
             result = precheck(
@@ -81,10 +84,21 @@ class LoadCheck:
             needed = estimate(self._shape, larger, plan.device, plan.engine)
         except Invalid:
             return None
-        found = await available(plan, self._placement_group, back_s=0.0)
+        free_bytes = await self._free_now()
+        if free_bytes is None:
+            return None
         share_bytes = int(plan.device.total_bytes * plan.gpu_fraction)
         return Room(
             needed_bytes=needed.device_use_under_load_bytes,
             then_bytes=self._free_bytes,
-            now_bytes=min(share_bytes, found.free_bytes + held_bytes),
+            now_bytes=min(share_bytes, free_bytes + held_bytes),
         )
+
+    async def _free_now(self) -> int | None:
+        if self._plan.device.kind == "cpu":
+            found = await available(self._plan, self._placement_group, back_s=0.0)
+            return found.free_bytes
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+        return await asyncio.to_thread(free_here, self._cards, node_id)

@@ -65,7 +65,7 @@ def report(
 
 def _degraded(keeper: Keeper[Any], next_climb_at_s: float | None) -> dict[str, Any] | None:
     """What is less than was asked for, since when, and when more is tried; None for nothing."""
-    if not keeper.is_degraded:
+    if not keeper.supervisor.is_degraded:
         return None
     course = keeper.supervisor.course
     started_s = keeper.supervisor.attempts[-1].spawned_at_s
@@ -155,7 +155,7 @@ class ReplicaCollector(Collector):
         yield self._gauge(
             "ballast_degraded",
             "1 while it serves with less than was asked for",
-            {(): float(keeper.is_degraded)},
+            {(): float(supervisor.is_degraded)},
         )
         moves = Counter(attempt.move for attempt in supervisor.attempts)
         yield self._counter(

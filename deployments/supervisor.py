@@ -29,6 +29,7 @@ class Started:
 
     generation: int
     at_s: float
+    settings: EngineSettings | None = None  # what it runs with, if the pre-check changed them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,6 @@ class Quiet:
     generation: int
     reason: str
     at_s: float
-    ran_with: EngineSettings | None = None  # if the check before its load left less than the rung
 
 
 # Effects
@@ -100,7 +100,7 @@ class Attempt:
     spawned_at_s: float
     reason: str = ""  # of the step that led here
     move: Move = Move.SAME
-    ran_with: EngineSettings | None = None  # known when it has died
+    ran_with: EngineSettings | None = None  # known when it has started or died
     started_at_s: float | None = None
     died_at_s: float | None = None
     death: Death | None = None
@@ -191,6 +191,16 @@ class Supervisor:
         """The settings in force, or on their way."""
         return self.course.rung
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the check before the load left less than the rung has."""
+        return self.attempts[-1].ran_with not in (None, self.attempts[-1].settings)
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether it serves, or will, with other settings than were asked for."""
+        return self.course.is_degraded or self.is_cut
+
     def begin(self, at_s: float) -> tuple[Effect, ...]:
         """The first load: as asked, or as remembered."""
         if not self.course.is_degraded:
@@ -203,7 +213,11 @@ class Supervisor:
             return ()
         match event:
             case Started():
-                self._amend(started_at_s=event.at_s)
+                self._amend(started_at_s=event.at_s, ran_with=event.settings)
+                if self.attempts[-1].move is Move.CLIMB and self.is_cut:
+                    self._note_failed_climb(
+                        event.at_s
+                    )  # it serves, and there was no room after all
                 self.state = State.READY
                 self.reason = f"serving on rung {self.rung.name}"
                 return (Replay(generation=event.generation),)
@@ -223,19 +237,21 @@ class Supervisor:
         self._first_counted = self.generation
         if self.course.back is not None:
             self.course = self.course.settled()
-            self.failed_climbs = 0
+            self.failed_climbs = self.failed_climbs if self.is_cut else 0
+
+    def _note_failed_climb(self, at_s: float) -> None:
+        self.failed_climbs += 1
+        self.failed_at_s = at_s
 
     def _climb(self, event: Quiet) -> tuple[Effect, ...]:
         if self.state is not State.READY:
             return ()
         if self.has_settled(event.at_s):
             self.settle()
-        ran_with = event.ran_with or self.attempts[-1].settings
-        is_cut = ran_with != self.attempts[-1].settings
-        if not is_cut and self.course.larger is None:
+        if not self.is_cut and self.course.larger is None:
             return ()
-        self._amend(left_at_s=event.at_s, ran_with=ran_with)
-        self.course = self.course.again() if is_cut else self.course.up()
+        self._amend(left_at_s=event.at_s)
+        self.course = self.course.again() if self.is_cut else self.course.up()
         self.state, self.reason = State.RECOVERING, event.reason
         reap = Reap(generation=event.generation)
         return (reap, *self._spawn(event.at_s, event.reason, Move.CLIMB))
@@ -295,8 +311,7 @@ class Supervisor:
         if event.longest_request_tokens > back.rung.settings.max_model_len:
             return ""  # somebody was let in meanwhile who has to be replayed
         self.course = back
-        self.failed_climbs += 1
-        self.failed_at_s = event.at_s
+        self._note_failed_climb(event.at_s)
         # It is no step down: what the climb died of says nothing of the settings before it.
         self._pardoned |= {self.generation}
         return f"the climb failed: {event.death}"

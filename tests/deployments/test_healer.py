@@ -297,3 +297,55 @@ async def test_what_was_remembered_never_keeps_a_model_from_starting_as_asked(
     await replica.keeper.start()
     assert replica.lives == [512, 2048]
     await replica.keeper.stop()
+
+
+async def test_a_climb_for_which_there_was_no_room_after_all_is_not_tried_again_soon(
+    make: Make,
+) -> None:
+    replica = make(cut_to=700)
+    await replica.keeper.start()
+    replica.rooms[2048] = Room(needed_bytes=50, then_bytes=40, now_bytes=60)
+    await replica.waits(31)
+    await replica.waits(SETTLE_S)
+    assert replica.lives == [700, 700]
+    assert replica.keeper.supervisor.failed_climbs == 1
+    await replica.waits(2 * QUIET_S - 1, looks=30)
+    assert replica.lives == [700, 700]
+    await replica.waits(2)
+    assert replica.lives == [700, 700, 700]
+    assert replica.keeper.supervisor.failed_climbs == 2
+    await replica.keeper.stop()
+
+
+async def test_a_stream_that_needs_the_larger_context_keeps_it_when_the_climb_dies(
+    make: Make,
+) -> None:
+    replica = make()
+    await replica.keeper.start()
+    await replica.dies()
+    await replica.waits(QUIET_S)
+    await generate(replica.keeper, "long", 1500)
+    await replica.dies()
+    assert replica.lives[:3] == [2048, 1024, 2048]
+    assert replica.lives[-1] >= 1500
+    await replica.clients.until(lambda: "long" in replica.clients.finished)
+    assert replica.clients.tokens["long"] == answer("long", 1500)
+    await replica.keeper.stop()
+
+
+async def test_the_healer_looks_by_itself_until_it_is_stopped(
+    make: Make, store: SettingsStore
+) -> None:
+    replica = make()
+    replica.healer._tick_s = 0.001
+    await replica.keeper.start()
+    replica.healer.start()
+    await replica.dies()
+    await replica.answers("a")
+    await replica.clients.until(lambda: store.read() is not None)
+    replica.now_s += QUIET_S
+    await replica.serves(3)
+    assert store.lease_holder(replica.now_s) is not None
+    await replica.healer.stop()
+    assert store.lease_holder(replica.now_s) is None
+    await replica.keeper.stop()

@@ -4,10 +4,21 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import SETTINGS
+from samples import KILLED, OUT_OF_MEMORY, SETTINGS
 
 from deployments.course import Course
 from deployments.healing import SETTLE_S, Facts, Room, due_at_s, may_climb
+from deployments.supervisor import (
+    Died,
+    Quiet,
+    Reap,
+    RestartLimit,
+    Spawn,
+    Started,
+    State,
+    Supervisor,
+    fixed,
+)
 from vram.ladder import Rung
 
 QUIET_S = 100.0
@@ -133,3 +144,49 @@ def test_a_step_that_failed_to_load_is_not_on_the_way_back() -> None:
     course = top.down(rung(1024), has_served=True, at_s=1.0)
     course = course.down(rung(512), has_served=False, at_s=2.0)
     assert [r.name for r in course.path] == ["2048"]
+
+
+OUTCOMES = st.lists(
+    st.sampled_from(["dies", "dies_loading", "killed", "quiet", "brief"]), max_size=30
+)
+
+
+@given(OUTCOMES)
+def test_whatever_happens_the_engine_is_never_started_above_what_was_asked(
+    outcomes: list[str],
+) -> None:
+    """And after a failed climb with exactly what served before it."""
+
+    def ladder(longest: int) -> tuple[Rung, ...]:
+        return tuple(rung(tokens) for tokens in (2048, 1024, 512, 256))
+
+    limit = RestartLimit(max_restarts=1000, window_s=1.0)
+    supervisor = Supervisor(ASKED, fixed(ladder), limit, heal_after_s=QUIET_S)
+    supervisor.begin(0.0)
+    now_s = 0.0
+    for outcome in outcomes:
+        if supervisor.state is State.FAILED:
+            return
+        number, before = supervisor.generation, supervisor.course
+        if outcome == "dies_loading":
+            died = Died(generation=number, death=OUT_OF_MEMORY, at_s=now_s)
+            effects = supervisor.on_event(died)
+        else:
+            supervisor.on_event(Started(generation=number, at_s=now_s))
+            now_s += QUIET_S if outcome == "quiet" else 1.0
+            if outcome in ("quiet", "brief"):
+                quiet = Quiet(generation=number, reason="it has been quiet", at_s=now_s)
+                effects = supervisor.on_event(quiet)
+            else:
+                death = OUT_OF_MEMORY if outcome == "dies" else KILLED
+                effects = supervisor.on_event(Died(generation=number, death=death, at_s=now_s))
+        spawned = [effect for effect in effects if isinstance(effect, Spawn)]
+        for spawn in spawned:
+            assert effects[0] == Reap(generation=number)
+            assert spawn.settings.max_model_len <= ASKED.settings.max_model_len
+            assert spawn.settings == supervisor.rung.settings
+        if outcome.startswith("dies") and before.back is not None and spawned:
+            assert supervisor.course == before.back
+            assert supervisor.failed_climbs > 0
+        if outcome == "quiet" and before.is_degraded and before.larger is not None:
+            assert spawned[0].settings == before.larger.settings
