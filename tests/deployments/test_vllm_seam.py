@@ -109,6 +109,7 @@ async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Addres
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("OMP_NUM_THREADS", "1")  # two would spin on the cores of the rest
         patch.setenv("VLLM_NO_USAGE_STATS", "1")
         serving = await start_serving(config, make_plan(config)[0], placement_group=None)
         keeper = serving.keeper
