@@ -10,6 +10,7 @@ from test_keeper import Clients, Ladder, answer, generate
 
 from deployments.engines.fake import FakeEngine, Script
 from deployments.engines.protocol import Measurement, TokenRequest
+from deployments.errors import Busy
 from deployments.faults import Fault
 from deployments.healer import Healer
 from deployments.healing import SETTLE_S, Room
@@ -165,6 +166,21 @@ async def test_two_steps_down_are_two_steps_back(make: Make) -> None:
     assert replica.lives == [2048, 1024, 512, 1024]
     await replica.waits(QUIET_S)
     assert replica.lives == [2048, 1024, 512, 1024, 2048]
+    await replica.waits(QUIET_S)
+    await replica.dies()  # what was short before has been over for long: the first step again
+    assert replica.lives[-1] == 1024
+    await replica.keeper.stop()
+
+
+async def test_new_requests_wait_for_a_climb_as_for_a_restart(make: Make) -> None:
+    replica = make()
+    await replica.keeper.start()
+    await replica.dies()
+    assert replica.keeper.climb("it has been quiet")
+    with pytest.raises(Busy):
+        await replica.keeper.admission(wait_s=1.0, max_waiting=0)
+    assert not replica.keeper.climb("it is climbing already")
+    await replica.keeper.admission(wait_s=5.0, max_waiting=1)
     await replica.keeper.stop()
 
 

@@ -1,14 +1,18 @@
 """The file of settings that worked: written whole, by many at once; a broken one is none."""
 
+import fcntl
+import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from samples import SETTINGS, remembered
 from structlog.testing import capture_logs
 
+from deployments import settings_store
 from deployments.settings_store import MOST_MODELS, SettingsStore, state_folder
 from vram.ladder import Rung
 
@@ -117,6 +121,23 @@ def test_the_store_is_bounded(tmp_path: Path) -> None:
     for number in range(MOST_MODELS + 3):
         SettingsStore(tmp_path, {"model": number}).write(remembered(RUNG))
     assert len(list((tmp_path / "settings").glob("*.json"))) == MOST_MODELS
+
+
+def test_a_file_is_replaced_as_a_whole_and_under_the_lock(
+    store: SettingsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace_locked(path: Path, document: Mapping[str, Any]) -> None:
+        with (path.parent / "lock").open("w") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        replaced(path, document)
+
+    store.write(remembered(RUNG))
+    replaced = settings_store._replace
+    monkeypatch.setattr(settings_store, "_replace", replace_locked)
+    with store._path.open() as reader:
+        store.write(replace(remembered(RUNG), failed_climbs=7))
+        assert json.load(reader)["remembered"]["failed_climbs"] == 0
+    assert store.take_lease("a", now_s=0.0, until_s=1.0)
 
 
 def test_processes_that_write_at_once_leave_one_whole_file(
