@@ -5,6 +5,7 @@ Thin: what it finds out goes into `Facts`, what comes out of them to the keeper 
 
 import asyncio
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -86,7 +87,8 @@ class Healer:
                 await asyncio.sleep(self._tick_s)
                 await self.look()
         except Exception:
-            log.exception("healer_failed", model=self._keeper.model)
+            # Not `log.exception`: it may print local variables, and keys are among them.
+            log.error("healer_failed", model=self._keeper.model, error=traceback.format_exc())
             raise
 
     async def look(self) -> None:

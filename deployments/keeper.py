@@ -5,6 +5,7 @@ Sits between an engine and whatever turns its tokens into HTTP. Runs on one even
 
 import asyncio
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -227,7 +228,8 @@ class Keeper(Generic[R]):
                 queue.extend(self._take_death())
         except Exception as error:
             # A bug of ours or of the engine's adapter: say so to everyone instead of hanging.
-            log.exception("recovery_failed", model=self.model)
+            # Not `log.exception`: it may print local variables, and keys are among them.
+            log.error("recovery_failed", model=self.model, error=traceback.format_exc())
             self.supervisor.state = State.FAILED
             self.supervisor.reason = f"{type(error).__name__}: {error}"
             self._tell_all()

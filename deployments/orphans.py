@@ -6,7 +6,6 @@ owner is gone: never the engine of a second server, never what is not ours.
 """
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -70,9 +69,7 @@ async def reap() -> tuple[Orphan, ...]:
     for segment in segments:
         segment.unlink(missing_ok=True)
     for folder in abandoned_folders(Path(tempfile.gettempdir())):
-        for life in folder.iterdir():
-            leftovers.remove(life, is_ours=False)
-        shutil.rmtree(folder, ignore_errors=True)
+        leftovers.remove(folder, is_ours=False)
     return orphans
 
 

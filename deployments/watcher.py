@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -54,7 +55,8 @@ class Watcher:
                 await asyncio.sleep(self._tick_s)
                 await self._look()
         except Exception:
-            log.exception("watcher_failed", model=self._keeper.model)
+            # Not `log.exception`: it may print local variables, and keys are among them.
+            log.error("watcher_failed", model=self._keeper.model, error=traceback.format_exc())
             raise
 
     async def _look(self) -> None:

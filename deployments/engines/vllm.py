@@ -50,7 +50,7 @@ class VLLMEngine:
         self._reader: asyncio.Task[None] | None = None
         self._spawning: asyncio.Future[tuple[VllmConfig, Any]] | None = None
         self._segments: frozenset[Path] = frozenset()
-        self._folder = tempfile.TemporaryDirectory(prefix=orphans.folder_prefix())
+        self._life_folder = Path("no life yet")
         self.config: VllmConfig | None = None  # the one that the front was made with
 
     @property
@@ -63,6 +63,7 @@ class VLLMEngine:
     async def start(self, settings: EngineSettings, listener: Listener) -> None:
         self._life = uuid.uuid4().hex
         self._num_lives += 1
+        self._life_folder = Path(tempfile.mkdtemp(prefix=orphans.folder_prefix()))
         try:
             # It blocks until the engine has loaded or failed.
             self._spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, settings))
@@ -111,8 +112,7 @@ class VLLMEngine:
         for segment in self._segments:
             segment.unlink(missing_ok=True)
         self._segments = frozenset()
-        if self._life:
-            leftovers.remove(self._life_folder)
+        leftovers.remove(self._life_folder)
 
     async def _end_spawning(self) -> None:
         """A load that was given up goes on in its thread until what it waits for is dead."""
@@ -122,10 +122,6 @@ class VLLMEngine:
             await asyncio.wait({spawning}, timeout=_LOOK_AGAIN_S)
         if spawning is not None and self._core is None and spawning.exception() is None:
             _, self._core = spawning.result()
-
-    @property
-    def _life_folder(self) -> Path:
-        return Path(self._folder.name) / self._life[:8]
 
     @property
     def _black_box(self) -> Path:

@@ -122,7 +122,6 @@ async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Addres
         yield await port.open("127.0.0.1")
         await port.close()
         await keeper.stop()
-        keeper.engine._folder.cleanup()
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
