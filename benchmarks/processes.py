@@ -69,7 +69,7 @@ def stop_all(leader: subprocess.Popen[bytes], *, grace_s: float) -> int:
         remaining = descendants()
         _signal(remaining, kind)
         psutil.wait_procs(remaining, timeout=patience_s)
-    _reap()
+    reap_adopted()
     return len(leftovers)
 
 
@@ -156,7 +156,7 @@ def _signal(processes: Iterable[psutil.Process], kind: signal.Signals) -> None:
             continue
 
 
-def _reap() -> None:
+def reap_adopted() -> None:
     """Bury adopted orphans; nobody else waits for them."""
     for process in psutil.Process().children():
         try:
