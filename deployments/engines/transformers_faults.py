@@ -20,6 +20,11 @@ class MortalBatch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """The batch that a fault looks at: one that is due comes before newcomers are let in."""
+        return tuple(self._requests)
+
     def add(self, request: TokenRequest, emitted: Sequence[int] = ()) -> None:
         self._requests[request.request_id] = InBatch(
             prompt=self._text(request) if self._rehearsal.reads_prompts else "",

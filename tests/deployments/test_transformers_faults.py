@@ -93,3 +93,14 @@ def test_a_prompt_is_read_by_the_model_s_tokenizer(monkeypatch: pytest.MonkeyPat
     mortal.add(request("calm"))
     with pytest.raises(RuntimeError, match="now"):
         mortal.step()
+
+
+def test_the_request_that_a_fault_waits_for_is_named_before_it_generates() -> None:
+    mortal = batch(prompt_contains="p")
+    mortal._text = lambda asked: asked.request_id  # type: ignore[method-assign]
+    mortal.add(request("a"))
+    mortal.step()
+    mortal.add(request("p"))
+    with pytest.raises(RuntimeError, match="now"):
+        mortal.step()
+    assert set(mortal.request_ids) == {"a", "p"}
