@@ -89,22 +89,33 @@ def main(
     signal.signal(signal.SIGTERM, _interrupt)
     date = datetime.now(UTC)
     bench = Bench(settings, requests=requests, output_tokens=output_tokens)
-    own = [outcome for group in groups(names) for outcome in bench.run_group(group)]
-    neighbours = [bench.run_neighbour(name) for name in RAY_SERVERS if name in names]
-    document = {
+    path = output or REPOSITORY / "benchmarks" / "results" / f"faults-{date:%Y%m%d-%H%M%S}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {
         **report.surroundings(settings, command=sys.argv, date=date),
         "requests": requests,
         "output_tokens": output_tokens,
-        "rows": [fault_report.flat(outcome) for outcome in (*own, *neighbours)],
         "published": fault_report.published(),
     }
-    path = output or REPOSITORY / "benchmarks" / "results" / f"faults-{date:%Y%m%d-%H%M%S}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    own: list[Outcome] = []
+    neighbours: list[Outcome] = []
+    for group in groups(names):
+        own += bench.run_group(group)
+        _write(path, facts, own)
+    for name in RAY_SERVERS:
+        if name in names:
+            neighbours.append(bench.run_neighbour(name))
+            _write(path, facts, [*own, *neighbours])
     console.print(fault_report.table([*own, *neighbours]))
     console.print(f"Written to {path}")
     measured = [outcome for outcome in own if not outcome.note.startswith("skipped")]
     raise typer.Exit(0 if all(outcome.is_unharmed for outcome in measured) else 1)
+
+
+def _write(path: Path, facts: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """After each group: the table takes half an hour, and what was measured is not to be lost."""
+    rows = [fault_report.flat(outcome) for outcome in outcomes]
+    path.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 class Bench:
