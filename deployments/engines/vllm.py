@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.engine import EngineCoreRequest
 
+_END_S = 10.0  # of a killed process
 _LOOK_AGAIN_S = 0.2
 
 
@@ -108,7 +109,7 @@ class VLLMEngine:
         await self._end_spawning()
         core, self._core = self._core, None
         if core is not None:
-            await asyncio.to_thread(core.shutdown, 0.0)
+            await asyncio.to_thread(_shut_down, core)
         for segment in self._segments:
             segment.unlink(missing_ok=True)
         self._segments = frozenset()
@@ -171,6 +172,18 @@ class VLLMEngine:
             return ()
         self._black_box.unlink()
         return read_lines(text.splitlines())
+
+
+def _shut_down(core: Any) -> None:
+    """End vLLM's client of an engine whose processes have been killed.
+
+    A dying process has lost its environment before it is gone, so the reaper can't see its mark and
+    does not wait for it; and vLLM's own shutdown raises `psutil.NoSuchProcess` over a process that
+    ends while it looks for its children, and leaves its sockets open.
+    """
+    for process in getattr(core.resources.engine_manager, "processes", ()):
+        process.join(_END_S)
+    core.shutdown(0.0)
 
 
 def exit_codes_of(core: Any) -> tuple[int, ...]:

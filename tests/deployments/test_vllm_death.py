@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deployments.engines.vllm import exit_codes_of
+from deployments.engines.vllm import VLLMEngine, exit_codes_of
 from deployments.last_words import LastWord, Phase
 from deployments.oom import Cause, death_from_exception, death_of
 from vram.shortage import Shortage, ShortageKind
@@ -205,3 +205,16 @@ def test_an_error_that_was_raised_from_none_hides_what_was_handled() -> None:
     assert death_from_exception(error, "running").is_memory
     error.__suppress_context__ = True
     assert death_from_exception(error, "running").cause is Cause.OTHER
+
+
+async def test_a_killed_process_is_waited_for_before_vllm_looks_for_it() -> None:
+    heard: list[str] = []
+    process = SimpleNamespace(join=lambda timeout: heard.append("joined"), exitcode=-9)
+    core = SimpleNamespace(
+        resources=SimpleNamespace(engine_manager=SimpleNamespace(processes=[process])),
+        shutdown=lambda timeout: heard.append("shut down"),
+    )
+    engine = VLLMEngine(lambda settings: pytest.fail("nothing is started"))
+    engine._core = core
+    await engine.stop()
+    assert heard == ["joined", "shut down"]
