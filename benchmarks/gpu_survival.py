@@ -42,7 +42,7 @@ def main(
     names = {model for model, _ in SHARES.values()}
     write_models(folder, names)
     for name in names:
-        _write_tokenizer(folder / name, CONFIGS[name]["vocab_size"])
+        write_tokenizer(folder / name, CONFIGS[name]["vocab_size"])
     config = folder / "serve.yaml"
     config.write_text(yaml.safe_dump(_config(folder, card)))
     log = output.with_suffix(".log")
@@ -65,7 +65,7 @@ def main(
     print(json.dumps(report, indent=1))
 
 
-def _write_tokenizer(folder: Path, num_tokens: int) -> None:
+def write_tokenizer(folder: Path, num_tokens: int) -> None:
     """Bytes, and a word of its own for every other token, so that any answer has a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -155,8 +155,9 @@ def _measure(
                     num_requests=max(1, round(plan.num_requests * endpoint.load_share)),
                 )
                 warm_up = round(WARM_UP_REQUESTS * endpoint.load_share)
-                _run(replace(load, num_requests=min(warm_up, load.num_requests), seed=-load.seed))
-                results.append(_run(load))
+                fewer = min(warm_up, load.num_requests)
+                run_load(replace(load, num_requests=fewer, seed=-load.seed))
+                results.append(run_load(load))
                 console.print("  " + report.sentence(endpoint, results[-1]), highlight=False)
             measurements.append(
                 report.Measurement(
@@ -183,7 +184,8 @@ def _interrupt(signal_number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _run(load: Load) -> LoadResult:
+def run_load(load: Load) -> LoadResult:
+    """In a process of its own."""
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks.load"],
         input=json.dumps(asdict(load)),
