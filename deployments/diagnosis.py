@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+from deployments.events import GiveUp
+from deployments.history import Attempt
 from deployments.oom import Cause
-from deployments.supervisor import Attempt, GiveUp, Policy
+from deployments.policy import Policy
 from vram.case import Case, Model, Tried
 from vram.diagnose import Exhausted, next_step
 from vram.ladder import Rung

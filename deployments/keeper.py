@@ -16,23 +16,13 @@ from deployments.admission import WaitingRoom
 from deployments.course import Move
 from deployments.engines.protocol import Engine, LoadFailed, Step
 from deployments.errors import EngineDied, LadderExhausted, Poison
+from deployments.events import Died, Effect, GiveUp, Quiet, Reap, Replay, Spawn, Started
 from deployments.handover import Handover
 from deployments.journal import Journal
 from deployments.life import Life
 from deployments.oom import Death
 from deployments.quarantine import Blame, Quarantine
-from deployments.supervisor import (
-    Died,
-    Effect,
-    GiveUp,
-    Quiet,
-    Reap,
-    Replay,
-    Spawn,
-    Started,
-    State,
-    Supervisor,
-)
+from deployments.supervisor import State, Supervisor
 from deployments.watchdog import Watched
 from vram.settings import EngineSettings
 
@@ -230,8 +220,7 @@ class Keeper(Generic[R]):
             # A bug of ours or of the engine's adapter: say so to everyone instead of hanging.
             # Not `log.exception`: it may print local variables, and keys are among them.
             log.error("recovery_failed", model=self.model, error=traceback.format_exc())
-            self.supervisor.state = State.FAILED
-            self.supervisor.reason = f"{type(error).__name__}: {error}"
+            self.supervisor.give_up(f"{type(error).__name__}: {error}")
             self._tell_all()
             raise
 

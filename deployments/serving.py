@@ -19,12 +19,14 @@ from deployments.healer import Healer
 from deployments.keeper import Keeper
 from deployments.load_check import LoadCheck
 from deployments.openai.tokenizers import ByteTokenizer, Tokenizer, TransformersTokenizer
+from deployments.policy import fixed
 from deployments.relay.copies import Copies
 from deployments.relay.token_notes import TokenNotation
+from deployments.restarts import RestartLimit
 from deployments.settings_store import SettingsStore, state_folder
 from deployments.shapes import shape_of
 from deployments.streams import Streams
-from deployments.supervisor import RestartLimit, Supervisor, fixed
+from deployments.supervisor import Supervisor
 from deployments.watchdog import Patience
 from deployments.watcher import Watcher
 from vram.calibration import shape_hash

@@ -10,10 +10,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from deployments.course import Move
+from deployments.history import Attempt
 from deployments.keeper import Keeper
 from deployments.learning import Learner
 from deployments.measurements import Measured, Measurements
-from deployments.supervisor import Attempt, State
+from deployments.supervisor import State
 from vram.plan import Plan
 from vram.price import price
 

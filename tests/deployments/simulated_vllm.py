@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from deployments.events import Died, GiveUp, Spawn, Started
 from deployments.oom import Cause, Death
-from deployments.supervisor import Died, GiveUp, Spawn, Started, State, Supervisor
+from deployments.supervisor import State, Supervisor
 from vram.errors import Invalid
 from vram.estimate import estimate
 from vram.gpu import Device

@@ -10,9 +10,10 @@ from deployments import allocator
 from deployments.app import make_plan
 from deployments.config import DeviceConfig, ModelConfig
 from deployments.engines.vllm_front import planned_args
+from deployments.events import Died, GiveUp, Spawn, Started
 from deployments.oom import Cause, Death
 from deployments.serving import _supervisor
-from deployments.supervisor import Died, GiveUp, Spawn, Started, State, Supervisor
+from deployments.supervisor import State, Supervisor
 from vram.shortage import Shortage, ShortageKind
 from vram.units import MIB
 

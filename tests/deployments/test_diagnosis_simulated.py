@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from simulated_vllm import Story, Truth, run
 
 from deployments.diagnosis import diagnose
-from deployments.supervisor import RestartLimit, Supervisor, fixed
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import Supervisor
 from vram import defaults
 from vram.answers import TIMES_THE_SAME
 from vram.case import FP8_KV_CACHE, FP8_WEIGHTS, Model

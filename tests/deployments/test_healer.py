@@ -16,8 +16,10 @@ from deployments.healer import Healer
 from deployments.healing import SETTLE_S, Room
 from deployments.keeper import Keeper
 from deployments.oom import Cause
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
 from deployments.settings_store import SettingsStore
-from deployments.supervisor import RestartLimit, State, Supervisor, fixed
+from deployments.supervisor import State, Supervisor
 from vram.settings import EngineSettings
 
 QUIET_S = 1000.0

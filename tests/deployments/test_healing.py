@@ -7,18 +7,11 @@ from hypothesis import strategies as st
 from samples import KILLED, OUT_OF_MEMORY, SETTINGS
 
 from deployments.course import Course
+from deployments.events import Died, Quiet, Reap, Spawn, Started
 from deployments.healing import SETTLE_S, Facts, Room, due_at_s, may_climb
-from deployments.supervisor import (
-    Died,
-    Quiet,
-    Reap,
-    RestartLimit,
-    Spawn,
-    Started,
-    State,
-    Supervisor,
-    fixed,
-)
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import State, Supervisor
 from vram.ladder import Rung
 
 QUIET_S = 100.0

@@ -10,7 +10,9 @@ from deployments.errors import Busy, LadderExhausted
 from deployments.faults import Fault, Phase
 from deployments.keeper import Keeper
 from deployments.oom import Cause
-from deployments.supervisor import RestartLimit, State, Supervisor, fixed
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import State, Supervisor
 from vram.ladder import Rung
 
 Ladder = Callable[[int], tuple[Rung, ...]]

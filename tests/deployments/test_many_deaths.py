@@ -20,7 +20,9 @@ from deployments.engines.fake import FakeEngine
 from deployments.engines.protocol import Listener, TokenRequest
 from deployments.keeper import Keeper
 from deployments.oom import death_from_exit
-from deployments.supervisor import RestartLimit, Supervisor, fixed
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import Supervisor
 from vram.settings import EngineSettings
 
 DEATHS = 50

@@ -10,7 +10,9 @@ from deployments.engines.protocol import Measurement, TokenRequest
 from deployments.errors import EngineDied
 from deployments.keeper import Keeper
 from deployments.measurements import Measurements
-from deployments.supervisor import RestartLimit, Supervisor, fixed
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import Supervisor
 from vram.ladder import Rung
 
 Ladder = Callable[[int], tuple[Rung, ...]]

@@ -18,8 +18,10 @@ from deployments.faults import Fault
 from deployments.keeper import Keeper
 from deployments.openai.app import build_openai_app
 from deployments.openai.tokenizers import ByteTokenizer, Tokenizer
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
 from deployments.streams import Streams
-from deployments.supervisor import RestartLimit, Supervisor, fixed
+from deployments.supervisor import Supervisor
 from vram.ladder import Rung
 from vram.settings import EngineSettings
 

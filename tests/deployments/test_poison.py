@@ -13,7 +13,9 @@ from deployments.engines.protocol import TokenRequest
 from deployments.errors import Poison
 from deployments.keeper import Keeper
 from deployments.oom import Death
-from deployments.supervisor import RestartLimit, State, Supervisor, fixed
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import State, Supervisor
 
 SEGFAULT = replace(KILLED, message="ended by signal 11")
 LONG = 600  # tokens: still running when the engine dies

@@ -16,13 +16,15 @@ from test_saying_engine import Saying, SayingEngine
 from deployments.keeper import Keeper
 from deployments.openai.app import build_openai_app
 from deployments.openai.tokenizers import ByteTokenizer
+from deployments.policy import fixed
 from deployments.relay.copies import Copies
 from deployments.relay.directory import Directory
 from deployments.relay.forward import Forward
 from deployments.relay.port import Address, ReplicaPort
 from deployments.relay.token_notes import TokenNotation
+from deployments.restarts import RestartLimit
 from deployments.streams import Streams
-from deployments.supervisor import RestartLimit, State, Supervisor, fixed
+from deployments.supervisor import State, Supervisor
 
 TEXT = "One 😀 two 👩‍👩‍👧, drei äöü – 你好 क्षि; stop it. "
 

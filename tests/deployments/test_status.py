@@ -21,9 +21,11 @@ from deployments.learning import Learner
 from deployments.measurements import Measurements
 from deployments.metrics import merge
 from deployments.planning import make_plan
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
 from deployments.shapes import shape_of
 from deployments.status import ReplicaCollector, report
-from deployments.supervisor import RestartLimit, State, Supervisor, fixed
+from deployments.supervisor import State, Supervisor
 from vram.ladder import Rung
 from vram.plan import Plan
 from vram.shortage import Shortage, ShortageKind

@@ -4,19 +4,11 @@ from dataclasses import replace
 import pytest
 from samples import KILLED, OUT_OF_MEMORY
 
+from deployments.events import Died, GiveUp, Reap, Replay, Spawn, Started
 from deployments.oom import Cause, Death
-from deployments.supervisor import (
-    Died,
-    GiveUp,
-    Reap,
-    Replay,
-    RestartLimit,
-    Spawn,
-    Started,
-    State,
-    Supervisor,
-    fixed,
-)
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import State, Supervisor
 from vram.ladder import Rung
 
 Ladder = Callable[[int], tuple[Rung, ...]]

@@ -21,7 +21,9 @@ from deployments.errors import EngineDied, EngineMissing, Invalid, LadderExhaust
 from deployments.faults import Fault
 from deployments.keeper import Keeper
 from deployments.oom import Cause, Death
-from deployments.supervisor import RestartLimit, Supervisor, fixed
+from deployments.policy import fixed
+from deployments.restarts import RestartLimit
+from deployments.supervisor import Supervisor
 from vram.ladder import Rung
 from vram.shortage import Shortage, ShortageKind
 from vram.units import GIB

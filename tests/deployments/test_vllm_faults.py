@@ -18,10 +18,12 @@ from cluster.demo_model import build_demo_model
 from deployments import processes
 from deployments.engines.vllm_faults import FAULTS, Steps, environment
 from deployments.faults import Fault, Rehearsal
+from deployments.history import Attempt
 from deployments.keeper import Keeper
 from deployments.last_words import Phase
 from deployments.oom import Cause
-from deployments.supervisor import Attempt, RestartLimit, State, Supervisor
+from deployments.restarts import RestartLimit
+from deployments.supervisor import State, Supervisor
 from vram.ladder import Rung
 from vram.shortage import ShortageKind
 from vram.units import MIB
