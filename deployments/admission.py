@@ -24,7 +24,8 @@ class WaitingRoom:
         self._answered.set()
 
     def close(self) -> None:
-        self._answered.clear()
+        if not self._is_gone:
+            self._answered.clear()
 
     def close_for_good(self) -> None:
         """Who waits is sent away now, and who comes later at once."""

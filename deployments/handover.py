@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from deployments.engines.protocol import Engine
-from deployments.errors import EngineDied
+from deployments.errors import BallastError, EngineDied, Invalid
 from deployments.journal import Journal
 from deployments.quarantine import Quarantine
 
@@ -20,13 +20,20 @@ class Handover(Generic[R]):
     """Replays what was in flight: the innocent first, then each suspect alone."""
 
     def __init__(
-        self, engine: Engine[R], journal: Journal[R], quarantine: Quarantine, *, isolation_s: float
+        self,
+        engine: Engine[R],
+        journal: Journal[R],
+        quarantine: Quarantine,
+        *,
+        isolation_s: float,
+        on_refusal: Callable[[str, BallastError], None],
     ) -> None:
         self.num_replayed = 0
         self._engine = engine
         self._journal = journal
         self._quarantine = quarantine
         self._isolation_s = isolation_s
+        self._on_refusal = on_refusal
         self._is_dead = False  # the life that is being handed to
         self._news = asyncio.Event()
 
@@ -62,6 +69,10 @@ class Handover(Generic[R]):
                 await self._engine.generate(entry.request, tuple(entry.emitted))
             except EngineDied:
                 return False  # its listener says of what
+            except Invalid as error:  # it came while there was no engine to look at it
+                log.warning("replay_refused", request_id=entry.request_id, error=str(error))
+                self._journal.release(entry.request_id)
+                self._on_refusal(entry.request_id, error)
         return not self._is_dead
 
     async def _try(self, generation: int, request_id: str) -> bool:

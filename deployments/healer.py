@@ -8,7 +8,6 @@ import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -76,8 +75,8 @@ class Healer:
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # What ended it was said then: who stops it has an engine to end after that.
+            await asyncio.gather(self._task, return_exceptions=True)
         if self._holds_lease:
             self._store.release_lease(self._name)
 

@@ -15,7 +15,7 @@ from deployments import replays
 from deployments.admission import WaitingRoom
 from deployments.course import Move
 from deployments.engines.protocol import Engine, LoadFailed, Step
-from deployments.errors import EngineDied, LadderExhausted, Poison
+from deployments.errors import BallastError, EngineDied, LadderExhausted, Poison
 from deployments.events import Died, Effect, GiveUp, Quiet, Reap, Replay, Spawn, Started
 from deployments.handover import Handover
 from deployments.journal import Journal
@@ -48,7 +48,7 @@ class Keeper(Generic[R]):
         *,
         on_step: Callable[[Step], None],
         on_give_up: Callable[[LadderExhausted], None],
-        on_refusal: Callable[[str, Poison], None] = lambda request_id, error: None,
+        on_refusal: Callable[[str, BallastError], None] = lambda request_id, error: None,
         before_load: Callable[[EngineSettings], Awaitable[EngineSettings]] | None = None,
         isolation_s: float = 30.0,
         clock: Callable[[], float] = time.time,
@@ -61,7 +61,13 @@ class Keeper(Generic[R]):
         self.finished_in = 0  # the newest life that has finished a request
         self._tried: EngineSettings | None = None  # what its last life was to run with
         self._quarantine = Quarantine()
-        self._handover = Handover(engine, self.journal, self._quarantine, isolation_s=isolation_s)
+        self._handover = Handover(
+            engine,
+            self.journal,
+            self._quarantine,
+            isolation_s=isolation_s,
+            on_refusal=lambda request_id, error: self._on_refusal(request_id, error),
+        )
         self._room = WaitingRoom(model)
         self._on_step = on_step
         self._on_give_up = on_give_up
@@ -122,7 +128,8 @@ class Keeper(Generic[R]):
         except EngineDied:
             log.info("request_met_a_dying_engine", model=self.model, request_id=request_id)
         except BaseException:
-            self.journal.release(request_id)  # refused, or its client left: nothing to replay
+            # Refused, or its client left, when the engine may have it already.
+            await self.abort((request_id,))
             raise
 
     async def abort(self, request_ids: Sequence[str]) -> None:

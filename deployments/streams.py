@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol, cast
 
 from deployments.engines.protocol import Step, TokenDelta, TokenRequest
-from deployments.errors import BallastError, LadderExhausted, Poison
+from deployments.errors import BallastError, LadderExhausted
 
 
 class RequestTaker(Protocol):
@@ -49,7 +49,7 @@ class Streams:
         for inbox in set(self._inboxes.values()):
             inbox.fail(error)
 
-    def on_refusal(self, request_id: str, error: Poison) -> None:
+    def on_refusal(self, request_id: str, error: BallastError) -> None:
         inbox = self._inboxes.get(request_id)
         if inbox is not None:
             inbox.fail(error)

@@ -5,7 +5,6 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -18,6 +17,7 @@ from deployments.watchdog import Facts, Patience, Watchdog
 
 TICK_S = 1.0
 _FIND_AGAIN_S = 5.0  # a look through all of /proc: 10 ms of a core for 500 processes
+_ANSWER_S = 1.0  # a stopped engine answers nothing, and is what is looked for
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Watcher:
     ) -> None:
         self._keeper = keeper
         self._watchdog = Watchdog(patience, tick_s=tick_s)
-        self._processes = EngineProcesses(keeper.engine, clock)
+        self._processes = EngineProcesses(keeper.engine, clock, answer_s=min(_ANSWER_S, tick_s))
         self._tick_s = tick_s
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
@@ -46,8 +46,8 @@ class Watcher:
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # What ended it was said then: who stops it has an engine to end after that.
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         try:
@@ -72,9 +72,12 @@ class Watcher:
 class EngineProcesses:
     """The processes of the life that now runs, as far as they are on this node."""
 
-    def __init__(self, engine: Engine[Any], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine[Any], clock: Callable[[], float], *, answer_s: float = _ANSWER_S
+    ) -> None:
         self._engine = engine
         self._clock = clock
+        self._answer_s = answer_s
         self._ids: tuple[int, ...] = ()
         self._found_at_s = float("-inf")
         self._generation = 0
@@ -100,5 +103,10 @@ class EngineProcesses:
             self._ids = owned
         elif not is_loading and not self._was_asked:  # Ray's actors carry no mark of ours
             self._was_asked, self._ids = True, ()
-            with suppress(EngineDied):
-                self._ids = (await self._engine.measure()).process_ids
+            try:
+                async with asyncio.timeout(self._answer_s):
+                    self._ids = (await self._engine.measure()).process_ids
+            except TimeoutError:
+                self._was_asked = False
+            except EngineDied:
+                return  # its keeper hears of it by itself

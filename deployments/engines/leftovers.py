@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -66,7 +66,8 @@ def remove(folder: Path, *, is_ours: bool = True, shared_memory: Path = _SHARED_
         prefix = "sem." if rtype == "semaphore" else ""
         file = shared_memory / f"{prefix}{name.lstrip('/')}"
         if file.parent == shared_memory and file.exists():
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # not a file of ours after all
+                file.unlink(missing_ok=True)
             if is_ours:  # else the tracker would look for it when the replica ends
                 resource_tracker.unregister(name, rtype)
     shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +77,7 @@ def _noted(notes: Path) -> list[tuple[str, str]]:
     """Only whole lines: their process may have been killed while it wrote."""
     try:
         text = notes.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:  # there are none, or they are of another user of this machine
         return []
     pairs = (line.partition(" ") for line in text.splitlines(keepends=True) if line[-1] == "\n")
     return [

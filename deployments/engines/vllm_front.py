@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from deployments.engines.protocol import Step
 from deployments.engines.vllm import VLLMEngine
 from deployments.engines.vllm_verdicts import refuse
-from deployments.errors import LadderExhausted, Poison, UnknownOption
+from deployments.errors import BallastError, LadderExhausted, UnknownOption
 from vram.settings import EngineSettings, owned_settings
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class JournaledCore:
         self.resources.engine_dead = True
         self._outputs.put_nowait(error)
 
-    def on_refusal(self, request_id: str, error: Poison) -> None:
+    def on_refusal(self, request_id: str, error: BallastError) -> None:
         assert self._llm is not None
         task = asyncio.get_running_loop().create_task(refuse(self._llm, request_id, error))
         self._refusals.add(task)

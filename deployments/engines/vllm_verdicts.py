@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import POISON_SENTENCE, Poison
+from deployments.errors import POISON_SENTENCE, BallastError
 from deployments.openai.errors import ErrorAnswer
 from deployments.openai.wire import event
 
@@ -21,7 +21,7 @@ _STATUS = 507
 _MARK = POISON_SENTENCE.encode()
 
 
-async def refuse(llm: "AsyncLLM", request_id: str, error: Poison) -> None:
+async def refuse(llm: "AsyncLLM", request_id: str, error: BallastError) -> None:
     """End one request of vLLM's front; with `n > 1` all that belong to it."""
     state = llm.output_processor.request_states.get(request_id)
     if state is None:

@@ -33,3 +33,12 @@ async def test_who_waits_for_an_engine_that_is_given_up_is_sent_away() -> None:
     room.open()
     with pytest.raises(Busy, match="gone for good"):
         await room.enter(wait_s=60.0, max_waiting=1)
+
+
+async def test_who_comes_after_giving_up_is_sent_away_at_once_whatever_dies_later() -> None:
+    room = WaitingRoom("m")
+    room.close_for_good()
+    room.close()  # the last life's end is heard after that
+    async with asyncio.timeout(1):
+        with pytest.raises(Busy, match="gone for good"):
+            await room.enter(wait_s=600, max_waiting=1)

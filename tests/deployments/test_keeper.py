@@ -1,12 +1,12 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from samples import KILLED, OUT_OF_MEMORY
 
 from deployments.engines.fake import FakeEngine, Script, next_token
 from deployments.engines.protocol import Sampling, Step, TokenRequest
-from deployments.errors import Busy, LadderExhausted
+from deployments.errors import BallastError, Busy, Invalid, LadderExhausted
 from deployments.faults import Fault, Phase
 from deployments.keeper import Keeper
 from deployments.oom import Cause
@@ -235,3 +235,50 @@ async def test_a_bug_in_the_recovery_is_told_instead_of_hanging(
     await clients.until(lambda: clients.error is not None)
     assert "a bug" in str(clients.error)
     keeper.engine.stop = stop  # type: ignore[method-assign]
+
+
+async def test_a_request_that_the_engine_refuses_when_replayed_ends_alone(
+    ladder: Ladder, clients: Clients
+) -> None:
+    class Strict(FakeEngine):
+        async def generate(self, request: TokenRequest, emitted: Sequence[int]) -> None:
+            if request.request_id == "bad":
+                raise Invalid("the prompt has token 999", "prompt")
+            await super().generate(request, emitted)
+
+    refused: list[tuple[str, BallastError]] = []
+    fault = Fault(life=1, cause=Cause.KILLED, after_tokens=3)
+    keeper = make_keeper(ladder, clients, Script())
+    keeper.engine = keeper._handover._engine = Strict(Script(faults=(fault,), load_s=0.05))
+    keeper._on_refusal = lambda request_id, error: refused.append((request_id, error))
+    await keeper.start()
+    await generate(keeper, "good")
+    await clients.until(lambda: keeper.state is State.RECOVERING)
+    await generate(keeper, "bad")  # nobody looks at it before the engine is back
+    await generate(keeper, "late")
+    await clients.until(lambda: clients.finished == {"good", "late"})
+    assert clients.tokens["good"] == answer("good")
+    assert [(name, type(error)) for name, error in refused] == [("bad", Invalid)]
+    assert keeper.state is State.READY
+    assert len(keeper.journal) == 0
+    await keeper.stop()
+
+
+async def test_a_client_that_leaves_while_its_request_is_handed_over_frees_it(
+    ladder: Ladder, clients: Clients
+) -> None:
+    class Slow(FakeEngine):
+        async def generate(self, request: TokenRequest, emitted: Sequence[int]) -> None:
+            await super().generate(request, emitted)
+            await asyncio.sleep(5)  # it has it, and its confirmation is on its way
+
+    keeper = make_keeper(ladder, clients, Script())
+    keeper.engine = keeper._handover._engine = engine = Slow()
+    await keeper.start()
+    client = asyncio.create_task(generate(keeper, "a", max_tokens=10_000))
+    await clients.until(lambda: engine.num_running == 1)
+    client.cancel()
+    await asyncio.gather(client, return_exceptions=True)
+    assert engine.num_running == 0
+    assert len(keeper.journal) == 0
+    await keeper.stop()

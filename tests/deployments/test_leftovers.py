@@ -79,3 +79,16 @@ def test_without_a_folder_nothing_is_noted() -> None:
     register = resource_tracker.register
     leftovers.note_names()
     assert resource_tracker.register is register
+
+
+def test_notes_that_cannot_be_read_do_not_end_the_reaper(tmp_path: Path) -> None:
+    no_folder = tmp_path / "ballast-engine-1-1-x"
+    no_folder.write_text("somebody's file")
+    leftovers.remove(no_folder, is_ours=False)  # a NotADirectoryError; of another user: EACCES
+    in_the_way = tmp_path / "shm" / "psm_1"
+    in_the_way.mkdir(parents=True)
+    folder = tmp_path / "life"
+    folder.mkdir()
+    (folder / leftovers.NAMES).write_text("shared_memory psm_1\n")
+    leftovers.remove(folder, is_ours=False, shared_memory=tmp_path / "shm")
+    assert not folder.exists()

@@ -1,5 +1,6 @@
 """The watcher over a keeper: engines that stand still are replaced, and their requests go on."""
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable
@@ -144,3 +145,44 @@ async def test_a_load_ends_with_its_own_death_or_with_the_one_it_is_given() -> N
 
     with pytest.raises(LoadFailed, match="its own"):
         await new_life().load(fail())
+
+
+async def test_an_engine_that_stands_still_before_it_was_measured_is_replaced(
+    ladder: Ladder,
+) -> None:
+    """A stopped actor answers nothing: the watcher may not wait for what it holds."""
+
+    class Mute(SilentEngine):
+        async def measure(self) -> Measurement:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    clients = Clients()
+    keeper = make_keeper(ladder, clients, Script())
+    keeper.engine = keeper._handover._engine = Mute()
+    await keeper.start()
+    await generate(keeper, "a")
+    watcher = watch(keeper, SOON)
+    await clients.until(lambda: clients.finished == {"a"})
+    assert causes(keeper) == [Cause.STALLED]
+    await watcher.stop()
+    await keeper.stop()
+
+
+async def test_stopping_does_not_raise_what_ended_the_watcher(ladder: Ladder) -> None:
+    """Who stops it has an engine to end after that."""
+
+    class Broken(SilentEngine):
+        async def measure(self) -> Measurement:
+            raise RuntimeError("a bug")
+
+    clients = Clients()
+    keeper = make_keeper(ladder, clients, Script())
+    keeper.engine = keeper._handover._engine = Broken()
+    await keeper.start()
+    watcher = watch(keeper, SOON)
+    assert watcher._task is not None
+    await asyncio.wait((watcher._task,), timeout=5)
+    assert watcher._task.done()
+    await watcher.stop()
+    await keeper.stop()
