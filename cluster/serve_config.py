@@ -17,7 +17,7 @@ from ray.serve.schema import (
 from cluster.model_configs import MODEL_PATH, load_yaml, sentence
 from deployments.config import GatewayConfig, ModelConfig
 from deployments.errors import Invalid
-from deployments.limits import load_api_keys
+from deployments.guards.api_keys import load_api_keys
 
 GATEWAY_PATH = "deployments.gateway:build"
 _ARGS: dict[str, type[BaseModel]] = {MODEL_PATH: ModelConfig, GATEWAY_PATH: GatewayConfig}

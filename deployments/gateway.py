@@ -23,7 +23,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from deployments import inference_stream
 from deployments.config import RESERVED_NAMES, GatewayConfig
 from deployments.errors import Busy
-from deployments.limits import RESPONSE_TIME, ApiKeys, BodyLimit, load_api_keys
+from deployments.guards.api_keys import ApiKeys, load_api_keys
+from deployments.guards.body_limit import BodyLimit
+from deployments.guards.response_time import RESPONSE_TIME
 from deployments.metrics import merge
 from deployments.openai.errors import ErrorAnswer, RequestError, UnknownModel, answer_to
 

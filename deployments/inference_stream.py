@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.limits import route_path
+from deployments.guards.paths import route_path
 from deployments.openai.errors import ErrorAnswer, RequestError, UnknownModel, answer_to
 from deployments.openai.requests import parse
 from deployments.openai.wire import read_body, replay_body, send_json

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.limits import route_path
+from deployments.guards.paths import route_path
 
 Page = Callable[[Request], Awaitable[Response]]
 

@@ -13,9 +13,13 @@ from starlette.types import ASGIApp
 from deployments.config import ModelConfig
 from deployments.engines.registry import engine_versions
 from deployments.errors import Fatal, Invalid
+from deployments.guards.admission import Admission
+from deployments.guards.api_keys import ApiKeys, load_api_keys
+from deployments.guards.body_limit import BodyLimit
+from deployments.guards.json_guard import JsonGuard
+from deployments.guards.response_time import ResponseTime
 from deployments.inference_stream import InferenceStream
 from deployments.learning import Learner
-from deployments.limits import Admission, ApiKeys, BodyLimit, JsonGuard, ResponseTime, load_api_keys
 from deployments.measurements import Measurements
 from deployments.pages import Pages
 from deployments.relay.port import Address, ReplicaPort

@@ -136,7 +136,7 @@ def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
 
 
 def test_files_that_pages_name_exist() -> None:
-    """`deployments/limits.py` in a text, with or without what is in it."""
+    """`deployments/keeper.py` in a text, with or without what is in it."""
     named = re.compile(r"`((?:vram|placement|deployments|cluster|tests|scripts)/[\w/.-]+)`")
     for page in PAGES:
         for name in named.findall(page.read_text()):

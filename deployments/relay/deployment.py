@@ -10,7 +10,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.config import ModelConfig
-from deployments.limits import ApiKeys, BodyLimit, ResponseTime, load_api_keys, route_path
+from deployments.guards.api_keys import ApiKeys, load_api_keys
+from deployments.guards.body_limit import BodyLimit
+from deployments.guards.paths import route_path
+from deployments.guards.response_time import ResponseTime
 from deployments.openai.wire import send_json
 from deployments.relay.directory import Directory
 from deployments.relay.forward import Forward

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Message, Scope
 
-from deployments.limits import route_path
+from deployments.guards.paths import route_path
 
 Headers = tuple[tuple[str, str], ...]
 

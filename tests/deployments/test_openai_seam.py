@@ -10,7 +10,7 @@ from test_openai_harness import Ladder, client_of, serving
 from test_relay import heard
 from test_saying_engine import Saying, SayingEngine
 
-from deployments.limits import ResponseTime
+from deployments.guards.response_time import ResponseTime
 from deployments.replays import REPLAYED_HEADER
 
 CHARACTERS = "abc stop.\n äß€ 😀👩‍👩‍👧你क्षि\u0301\ufffd"
