@@ -2,9 +2,12 @@
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import structlog
 
 from deployments.engines.protocol import Measurement
 from deployments.errors import EngineDied
@@ -13,6 +16,8 @@ from vram.settings import EngineSettings
 
 MEASURE_EVERY_S = 10.0  # it reads every process of the machine
 WATCH_EVERY_S = 60.0  # without anybody who asks
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +58,15 @@ class Measurements:
         return self.newest
 
     def watch(self) -> None:
-        """Begin a measurement where nobody has asked for long, or nobody has of this life."""
-        self._raise_its_error()
+        """Begin a measurement where nobody has asked for long, or nobody has of this life.
+
+        Raises nothing: it is called where an error would end the replica.
+        """
+        try:
+            self._raise_its_error()
+        except Exception:
+            # Not `log.exception`: it may print local variables, and keys are among them.
+            log.error("not_measured", model=self._keeper.model, error=traceback.format_exc())
         if self._task is None and self._is_due(WATCH_EVERY_S):
             self._task = asyncio.create_task(self._measure(self._keeper.supervisor.generation))
 

@@ -1,6 +1,8 @@
 """A model being served: its engine, the keeper over it, and the app that turns HTTP into tokens."""
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -93,11 +95,11 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
         before_load=check,
     )
     core.attach(copies.above(keeper) if copies else keeper, engine)
-    watcher = await _start(keeper, config)
-    assert engine.config is not None
-    llm = vllm_front.make_llm(core, engine.config)
-    app = Verdicts(await vllm_front.make_app(llm, args))
-    return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
+    async with _loaded(keeper, config) as watcher:
+        assert engine.config is not None
+        llm = vllm_front.make_llm(core, engine.config)
+        app = Verdicts(await vllm_front.make_app(llm, args))
+        return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
 
 
 async def _see_cards(placement_group: Any) -> Any:
@@ -137,26 +139,27 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
         before_load=check,
     )
     streams.attach(copies.above(keeper) if copies else keeper)
-    watcher = await _start(keeper, config)
 
     def max_model_len() -> int:
         assert keeper.settings is not None
         return keeper.settings.max_model_len
 
-    app = build_openai_app(
-        config.name,
-        streams,
-        keeper,
-        tokenizer,
-        max_model_len,
-        wait_s=config.recovery.wait_s,
-        max_waiting=config.recovery.max_waiting,
-    )
-    return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
+    async with _loaded(keeper, config) as watcher:
+        app = build_openai_app(
+            config.name,
+            streams,
+            keeper,
+            tokenizer,
+            max_model_len,
+            wait_s=config.recovery.wait_s,
+            max_waiting=config.recovery.max_waiting,
+        )
+        return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
 
 
-async def _start(keeper: Keeper[Any], config: ModelConfig) -> Watcher:
-    """The first load, looked after like every later one."""
+@asynccontextmanager
+async def _loaded(keeper: Keeper[Any], config: ModelConfig) -> AsyncIterator[Watcher]:
+    """The first load, looked after like every later one; ended if what follows it fails."""
     recovery = config.recovery
     patience = Patience(
         stopped_s=recovery.stopped_s, stall_s=recovery.stall_s, load_s=recovery.load_s
@@ -165,10 +168,11 @@ async def _start(keeper: Keeper[Any], config: ModelConfig) -> Watcher:
     watcher.start()
     try:
         await keeper.start()
+        yield watcher
     except BaseException:
         await watcher.stop()
+        await keeper.stop()
         raise
-    return watcher
 
 
 def _healer(

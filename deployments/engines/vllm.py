@@ -64,8 +64,8 @@ class VLLMEngine:
     async def start(self, settings: EngineSettings, listener: Listener) -> None:
         self._life = uuid.uuid4().hex
         self._num_lives += 1
-        self._life_folder = Path(tempfile.mkdtemp(prefix=orphans.folder_prefix()))
         try:
+            self._life_folder = Path(tempfile.mkdtemp(prefix=orphans.folder_prefix()))
             # It blocks until the engine has loaded or failed.
             self._spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn, settings))
             config, self._core = await asyncio.shield(self._spawning)
@@ -153,8 +153,8 @@ class VLLMEngine:
     async def _read(self, core: Any, listener: Listener) -> None:
         while True:
             try:
-                outputs = await core.get_output_async()
-            except Exception as error:
+                listener.stepped(await core.get_output_async())
+            except Exception as error:  # a bug in the listener too: else nobody would read on
                 death = death_of(
                     "running",
                     words=self._last_words(),
@@ -163,7 +163,6 @@ class VLLMEngine:
                 )
                 listener.died(death)
                 return
-            listener.stepped(outputs)
 
     def _last_words(self) -> tuple[LastWord, ...]:
         try:

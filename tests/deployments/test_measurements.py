@@ -182,3 +182,15 @@ async def test_a_bug_in_it_is_heard_by_whoever_asks_next(
         await measurements.refreshed()
     engine.error = None
     assert await resident_bytes(measurements) == 1
+
+
+async def test_a_bug_in_it_does_not_make_the_replica_unhealthy(
+    measurements: Measurements, engine: MeasuredEngine
+) -> None:
+    """Ray Serve ends a replica, with its streams, after three failed checks of its health."""
+    engine.error = RuntimeError("a bug")
+    for _ in range(3):
+        measurements.watch()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert engine.num_measured >= 2

@@ -114,3 +114,16 @@ def test_folders_of_lives_are_abandoned_when_their_owner_is_gone(
     for folder in (gone, ours, other):
         folder.mkdir()
     assert orphans.abandoned_folders(tmp_path) == (gone,)
+
+
+async def test_an_orphan_that_does_not_end_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, start: Start, dead_owner: str
+) -> None:
+    """A process in the driver's hands may outlive SIGKILL; what it holds the next check says."""
+    start(BALLAST_LIFE="x", BALLAST_OWNER=dead_owner)
+
+    async def kill_all(*_: object) -> tuple[int, ...]:
+        raise TimeoutError("processes 7 of a server that is gone did not end in 30 s")
+
+    monkeypatch.setattr(processes, "kill_all", kill_all)
+    assert len(await orphans.reap()) == 1

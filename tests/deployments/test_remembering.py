@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import GetTimeoutError
 from samples import OUT_OF_MEMORY
 from test_openai_harness import until
 
@@ -99,3 +100,39 @@ def test_cards_of_another_node_are_not_looked_at() -> None:
     card = Card(node_id="there", index=0, free_bytes=1)
     assert cards.free_here((card,), "here") is None
     assert cards.free_here((), "here") is None
+
+
+async def test_a_check_that_cannot_see_the_cards_lets_the_load_decide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a recovery, it would end every stream."""
+    device = DeviceConfig(kind="cuda", name="H200", gpu_fraction=0.4)
+    config = CONFIG.model_copy(update={"device": device})
+    plan = make_plan(config)[0]
+
+    async def cards_of(_: Any) -> tuple[Card, ...]:
+        raise GetTimeoutError("nothing was heard of the tasks in 60 s")
+
+    monkeypatch.setattr(cards, "cards_of", cards_of)
+    assert await LoadCheck(config, plan, None)(plan.settings) == plan.settings
+
+
+async def test_an_engine_is_ended_when_what_comes_after_its_load_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines: list[FakeEngine] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the front cannot be made")
+
+    start_engine = FakeEngine.start
+
+    async def noted(self: FakeEngine, *args: Any) -> None:
+        engines.append(self)
+        await start_engine(self, *args)
+
+    monkeypatch.setattr(FakeEngine, "start", noted)
+    monkeypatch.setattr("deployments.openai.app.build_openai_app", fail)
+    with pytest.raises(RuntimeError, match="the front"):
+        await start(CONFIG)
+    assert [engine._loop_task for engine in engines] == [None]

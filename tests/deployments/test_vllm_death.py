@@ -11,7 +11,7 @@ import pytest
 
 from deployments.engines.vllm import VLLMEngine, exit_codes_of
 from deployments.last_words import LastWord, Phase
-from deployments.oom import Cause, death_from_exception, death_of
+from deployments.oom import Cause, Death, death_from_exception, death_of
 from vram.shortage import Shortage, ShortageKind
 from vram.units import GIB
 
@@ -218,3 +218,26 @@ async def test_a_killed_process_is_waited_for_before_vllm_looks_for_it() -> None
     engine._core = core
     await engine.stop()
     assert heard == ["joined", "shut down"]
+
+
+async def test_a_step_that_cannot_be_handed_on_is_heard_of_as_a_death() -> None:
+    """Else nobody reads on, and every stream stands still."""
+
+    class Listener:
+        deaths: list[Death] = []  # noqa: RUF012
+
+        def stepped(self, step: Any) -> None:
+            raise TypeError("a bug above")
+
+        def died(self, death: Death) -> None:
+            self.deaths.append(death)
+
+    async def get_output_async() -> Any:
+        return SimpleNamespace(outputs=())
+
+    core = SimpleNamespace(get_output_async=get_output_async, resources=client().resources)
+    engine = VLLMEngine(lambda settings: pytest.fail("nothing is started"))
+    listener = Listener()
+    await engine._read(core, listener)
+    assert [death.cause for death in listener.deaths] == [Cause.OTHER]
+    assert "a bug above" in listener.deaths[0].message
