@@ -6,7 +6,7 @@ Sits between an engine and whatever turns its tokens into HTTP. Runs on one even
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import structlog
@@ -19,7 +19,7 @@ from deployments.errors import BallastError, EngineDied, LadderExhausted, Poison
 from deployments.events import Died, Effect, GiveUp, Quiet, Reap, Replay, Spawn, Started
 from deployments.handover import Handover
 from deployments.journal import Journal
-from deployments.life import Life
+from deployments.lives import Lives, PreCheck
 from deployments.oom import Death
 from deployments.quarantine import Blame, Quarantine
 from deployments.supervisor import State, Supervisor
@@ -49,7 +49,7 @@ class Keeper(Generic[R]):
         on_step: Callable[[Step], None],
         on_give_up: Callable[[LadderExhausted], None],
         on_refusal: Callable[[str, BallastError], None] = lambda request_id, error: None,
-        before_load: Callable[[EngineSettings], Awaitable[EngineSettings]] | None = None,
+        before_load: PreCheck | None = None,
         isolation_s: float = 30.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -57,9 +57,8 @@ class Keeper(Generic[R]):
         self.engine = engine
         self.supervisor = supervisor
         self.journal: Journal[R] = Journal()
-        self.settings: EngineSettings | None = None  # what the engine was last started with
         self.finished_in = 0  # the newest life that has finished a request
-        self._tried: EngineSettings | None = None  # what its last life was to run with
+        self._lives = Lives(self.heard_step, self.heard_death, before_load)
         self._quarantine = Quarantine()
         self._handover = Handover(
             engine,
@@ -72,15 +71,18 @@ class Keeper(Generic[R]):
         self._on_step = on_step
         self._on_give_up = on_give_up
         self._on_refusal = on_refusal
-        self._before_load = before_load
         self._clock = clock
         self._death: Died | None = None  # heard, not answered yet
         self._recovery: asyncio.Task[None] | None = None
-        self._life: Life | None = None  # that loads or serves
 
     @property
     def state(self) -> State:
         return self.supervisor.state
+
+    @property
+    def settings(self) -> EngineSettings | None:
+        """What the engine was last started with."""
+        return self._lives.settings
 
     @property
     def is_serving(self) -> bool:
@@ -97,10 +99,7 @@ class Keeper(Generic[R]):
 
     async def start(self) -> None:
         """Load, going down the ladder where memory asks for it. Raises `LadderExhausted`."""
-        self._recovery = asyncio.get_running_loop().create_task(
-            self._carry_out(self.supervisor.begin(self._clock()))
-        )
-        await self._recovery
+        await self._recover(self.supervisor.begin(self._clock()))
         if self.state is State.FAILED:
             raise self._exhausted()
 
@@ -162,8 +161,7 @@ class Keeper(Generic[R]):
         """Begin the recovery, once for each life, however many streams notice its end."""
         if generation != self.supervisor.generation or self._death is not None:
             return
-        self._life = None
-        self._room.close()
+        self._close()
         log.warning(
             "engine_died", model=self.model, generation=generation, cause=death.cause.value,
             phase=death.phase, message=death.message, in_flight=len(self.journal),
@@ -179,39 +177,41 @@ class Keeper(Generic[R]):
         if blame.convicted is not None:
             self._refuse(blame.convicted, blame, death)
         if self._is_calm:
-            self._recovery = asyncio.get_running_loop().create_task(self._carry_out(()))
+            self._recover(())
 
     def climb(self, reason: str) -> bool:
         """Go on with larger settings, with every stream as after a death; False: not now."""
         if not self.is_serving or self._death is not None or not self._is_calm:
             return False
-        quiet = Quiet(
-            generation=self.supervisor.generation,
-            reason=reason,
-            at_s=self._clock(),
-        )
+        generation = self.supervisor.generation
+        quiet = Quiet(generation=generation, reason=reason, at_s=self._clock())
         effects = self.supervisor.on_event(quiet)
         if not effects:
             return False
-        self._life = None
-        self._room.close()
-        self._recovery = asyncio.get_running_loop().create_task(self._carry_out(effects))
+        self._close()
+        self._recover(effects)
         return True
+
+    def watched(self) -> Watched | None:
+        """The life that has to show that it is one; None while there is none."""
+        return self._lives.watched(lambda life: len(self.journal.num_emitted(life)))
+
+    def end_life(self, generation: int, death: Death) -> None:
+        """A life that stands still is over; what is left of it is reaped as after any death."""
+        self._lives.end(generation, death)
 
     @property
     def _is_calm(self) -> bool:
         return self._recovery is None or self._recovery.done()
 
-    def watched(self) -> Watched | None:
-        """The life that has to show that it is one; None while there is none."""
-        if self._life is None:
-            return None
-        return self._life.watched(len(self.journal.num_emitted(self._life.generation)))
+    def _close(self) -> None:
+        """The present life is over, and whoever comes waits for the next."""
+        self._lives.close()
+        self._room.close()
 
-    def end_life(self, generation: int, death: Death) -> None:
-        """A life that stands still is over; what is left of it is reaped as after any death."""
-        if self._life is not None and generation == self._life.generation:
-            self._life.end(death)
+    def _recover(self, effects: tuple[Effect, ...]) -> asyncio.Task[None]:
+        self._recovery = asyncio.get_running_loop().create_task(self._carry_out(effects))
+        return self._recovery
 
     async def _carry_out(self, effects: tuple[Effect, ...]) -> None:
         """Effects, and the answers to what happens meanwhile, until there is nothing left to do."""
@@ -220,9 +220,10 @@ class Keeper(Generic[R]):
             while True:
                 while queue:
                     queue.extend(await self._perform(queue.pop(0)))
-                if self._death is None:
+                death, self._death = self._death, None
+                if death is None:
                     return
-                queue.extend(self._take_death())
+                queue.extend(self.supervisor.on_event(death))
         except Exception as error:
             # A bug of ours or of the engine's adapter: say so to everyone instead of hanging.
             # Not `log.exception`: it may print local variables, and keys are among them.
@@ -253,35 +254,26 @@ class Keeper(Generic[R]):
                 price=rung.price, reason=attempt.reason,
             )  # fmt: skip
         try:
-            self._tried = spawn.settings
-            if self._before_load is not None:
-                self._tried = await self._before_load(spawn.settings)
-            self._life = life = Life(generation, self.heard_step, self.heard_death)
-            await life.load(self.engine.start(self._tried, life))
-            self.settings = self._tried
+            settings = await self._lives.load(generation, spawn.settings, self.engine.start)
         except LoadFailed as failure:
             log.warning(
                 "engine_load_failed", model=self.model, generation=generation, rung=rung.name,
                 death=str(failure.death),
             )  # fmt: skip
-            self._life = self._death = None
+            self._death = None
             return self.supervisor.on_event(self._died(generation, failure.death))
         log.info(
             "engine_started", model=self.model, generation=generation, rung=rung.name,
             price=rung.price, in_flight=len(self.journal),
         )  # fmt: skip
         return self.supervisor.on_event(
-            Started(generation=generation, at_s=self._clock(), settings=self._tried)
+            Started(generation=generation, at_s=self._clock(), settings=settings)
         )
 
     async def _replay(self, generation: int) -> None:
         """Everything in the journal first, then new requests straight through."""
         if await self._handover.replay(generation) and self._death is None:
             self._room.open()
-
-    def _take_death(self) -> tuple[Effect, ...]:
-        death, self._death = self._death, None
-        return () if death is None else self.supervisor.on_event(death)
 
     def _tell_all(self) -> None:
         error = self._exhausted()
@@ -302,7 +294,7 @@ class Keeper(Generic[R]):
             death=death,
             at_s=self._clock(),
             longest_request_tokens=self.journal.longest_request_tokens,
-            settings=self._tried,
+            settings=self._lives.tried,
             is_of_one_request=blame.is_strike,
             pardon_from=blame.first_generation,
         )
