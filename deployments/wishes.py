@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from placement.options import ON_ONE_CARD
+from placement.splits import ON_ONE_CARD
 
 if TYPE_CHECKING:
     from deployments.config import ModelConfig

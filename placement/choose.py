@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 
 from placement.errors import NoRoom
 from placement.kinds import CardKind, card_kinds
+from placement.menu import Menu, menu, wishes_of
 from placement.nodes import Node
-from placement.options import Menu, Option, menu, splits, wishes_of
+from placement.options import Option
 from placement.requests import Request
 from placement.rooms import Need, Rooms, Slot, need_of
+from placement.splits import splits
 from vram.errors import BallastError, Invalid
 from vram.plan import Plan, plan, why_not
 from vram.units import gib

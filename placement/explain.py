@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from placement.choose import Placed
 from placement.kinds import USUAL_CARDS_PER_NODE, CardKind, next_smaller
-from placement.options import Menu, Option, Refused, menu
+from placement.menu import Menu, menu
+from placement.options import Option, Refused
 from vram.budget import shares
 from vram.estimate import FILL_THEIR_BUDGET
 from vram.gpu import Device

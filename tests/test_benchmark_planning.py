@@ -2,7 +2,7 @@
 
 import pytest
 
-import placement.options
+import placement.menu
 import vram.budget
 import vram.concurrency
 import vram.plan
@@ -28,7 +28,7 @@ def test_fifty_models_on_a_thousand_gpus_are_few_estimates(
         num_estimates += 1
         return estimate(*arguments)  # type: ignore[arg-type]
 
-    for module in (vram.budget, vram.concurrency, vram.plan, placement.options):
+    for module in (vram.budget, vram.concurrency, vram.plan, placement.menu):
         monkeypatch.setattr(module, "estimate", counted)
     decision = choose(asked, nodes)
     assert decision.fits
