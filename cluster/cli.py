@@ -65,7 +65,7 @@ def estimate(
     """Say what a model needs per GPU, item by item. Exit code 0: it fits; 2: it does not."""
     from cluster import estimate_command, estimate_report
     from cluster.languages import language_of
-    from cluster.terminal import output, print_json
+    from cluster.terminal import output, print_json, refusal_as_json
     from vram.calibration import calibration_path
 
     language = language_of(lang, os.environ)
@@ -76,13 +76,14 @@ def estimate(
         else:
             output().print(estimate_report.approximation_line(approximation, language))
         raise typer.Exit(2)  # an approximation never says that it fits
-    found = estimate_command.answers(
-        model,
-        gpus=gpus,
-        engine=engine,
-        pins=pins or (),
-        calibration=calibration_path(os.environ) if calibration else None,
-    )
+    with refusal_as_json(json):
+        found = estimate_command.answers(
+            model,
+            gpus=gpus,
+            engine=engine,
+            pins=pins or (),
+            calibration=calibration_path(os.environ) if calibration else None,
+        )
     if json:
         print_json(estimate_report.as_json(found, language))
     else:
@@ -105,10 +106,11 @@ def plan(
     from cluster.plan_command import plan_config
     from cluster.plan_document import document
     from cluster.plan_report import show
-    from cluster.terminal import output, print_json
+    from cluster.terminal import output, print_json, refusal_as_json
 
     language = language_of(lang, os.environ)
-    answer = plan_config(config, gpus=gpus, inventory=inventory)
+    with refusal_as_json(json):
+        answer = plan_config(config, gpus=gpus, inventory=inventory)
     if json:
         print_json(document(answer))
     else:

@@ -10,6 +10,7 @@ from cluster.model_source import read_shape
 from cluster.pins import Pins, read_pins
 from deployments.engines.registry import engine_versions
 from placement.nodes import Node
+from placement.nvml import read_cards
 from placement.words import nodes_from_words
 from vram import defaults
 from vram.calibration import read_calibration
@@ -174,29 +175,17 @@ def _kinds(nodes: Sequence[Node]) -> tuple[Cards, ...]:
 
 
 def _cards_here() -> list[Device]:
-    """By their driver; a card that is not in our table counts with the driver's total."""
-    import pynvml
-
+    """By their driver."""
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        return [card.device for card in read_cards()]
+    except Invalid:
         return []
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        name = str(pynvml.nvmlDeviceGetName(handle))
-        try:
-            found.append(device_named(name))
-        except Invalid:
-            total_bytes = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-            found.append(Device(name=name, total_bytes=total_bytes, kind="cuda"))
-    return found
 
 
 def _splits(shape: ModelShape, cards: Cards, engine: str, pins: Pins) -> Iterator[tuple[int, int]]:
     """Tensor x pipeline degrees, the fewest cards first: over a node's cards, then over nodes."""
     tensor, pipeline = pins.wishes.tensor_parallel_size, pins.wishes.pipeline_parallel_size
-    yield tensor or 1, pipeline or 1
+    yield 1 if tensor is None else tensor, 1 if pipeline is None else pipeline
     if engine in ON_ONE_CARD:
         return
     widest = tensor or 1
@@ -234,7 +223,7 @@ def _at_fault(estimated: Estimate) -> str:
     """The item that has to become smaller: the cache where it is short, else the largest other."""
     if estimated.fits:
         return "gpus"
-    if 0 < estimated.item("kv_cache").bytes < estimated.sequence_bytes:
+    if 0 < estimated.item("kv_cache").bytes < estimated.least_cache_bytes:
         return "kv_cache"
     if estimated.cache_left_bytes > 0:
         return "device_use_under_load"

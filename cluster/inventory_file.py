@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from placement.nodes import UNKNOWN_RAM_BYTES, Node
 from placement.words import MOST_GPUS
 from vram.errors import Invalid
-from vram.gpu import WITHOUT_BFLOAT16, Device, device_named
+from vram.gpu import WITHOUT_BFLOAT16, WITHOUT_FLOAT8, Device, device_named
 from vram.units import GIB, MIB, gib_to_bytes
 
 LARGEST_FILE_BYTES = 4 * MIB
@@ -39,6 +39,7 @@ class Cards(_Strict):
             total_bytes=gib_to_bytes(self.memory_gib),
             kind="cuda",
             bfloat16=name not in WITHOUT_BFLOAT16,
+            float8=name not in WITHOUT_FLOAT8,
         )
 
 

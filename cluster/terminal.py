@@ -2,13 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from vram.errors import Invalid
 
 BAR_CELLS = 24
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -51,6 +54,17 @@ def table(*columns: str, right: Iterable[int] = ()) -> Table:
 def print_json(document: Mapping[str, Any]) -> None:
     """For machines: no colours, no folding, text as it is."""
     sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextmanager
+def refusal_as_json(is_wanted: bool) -> Iterator[None]:
+    """What is asked for wrongly does not fit either: a machine finds the reason where it looks."""
+    try:
+        yield
+    except Invalid as error:
+        if is_wanted:
+            print_json({"fits": False, "reason": str(error), "setting": error.setting})
+        raise
 
 
 def print_error(text: str) -> None:

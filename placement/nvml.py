@@ -1,19 +1,15 @@
 """The cards of this machine as NVIDIA's driver sees them. Thin: pynvml in, values out."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from vram.errors import Invalid
-from vram.gpu import CARD_ALIASES, CARDS_GIB, Device
+from vram.gpu import CARD_ALIASES, CARDS_GIB, NOISE, Device
 from vram.units import GIB
 
-# Product names say form factor and memory in many ways; these parts name no other card.
-NOISE = re.compile(
-    r"\b(NVIDIA|TESLA|GEFORCE|SXM\d?|PCIE?|HBM\w*|GENERATION|BLACKWELL|SERVER|WORKSTATION|EDITION)\b"
-)
 FIRST_WITH_BFLOAT16 = (8, 0)
+FIRST_WITH_FLOAT8 = (8, 9)
 MOST_NVLINKS = 18  # of a Hopper or Blackwell card
 # What a display or the driver itself keeps of a card that nobody uses.
 IDLE_BYTES = GIB
@@ -100,6 +96,7 @@ def _slices(pynvml: Any, handle: Any, whole: DriverCard) -> Iterator[DriverCard]
             total_bytes=total_bytes,
             kind="cuda",
             bfloat16=whole.device.bfloat16,
+            float8=whole.device.float8,
         )
         yield DriverCard(device=device, free_bytes=free_bytes, nvlinks=0)
 
@@ -112,6 +109,7 @@ def _card(pynvml: Any, handle: Any, product: str) -> DriverCard:
         total_bytes=total_bytes,
         kind="cuda",
         bfloat16=capability >= FIRST_WITH_BFLOAT16,
+        float8=capability >= FIRST_WITH_FLOAT8,
     )
     return DriverCard(device=device, free_bytes=free_bytes, nvlinks=_nvlinks(pynvml, handle))
 

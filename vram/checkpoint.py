@@ -39,6 +39,8 @@ PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
 NOT_LOADED = re.compile(r"(^|\.)mtp\.|rotary_emb\.inv_freq$|position_ids$")
 LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
 
+SHARD = re.compile(r"-of-(\d{1,6})\.safetensors$")
+
 # Headers and config of one model agree to some percent; beyond, they are not one model's.
 LOWEST_RATIO, HIGHEST_RATIO = 0.5, 2.0
 
@@ -64,10 +66,15 @@ class Checkpoint:
 
 
 def read_folder(folder: Path) -> Checkpoint | None:
-    """From every header in a local folder; None where there are no safetensors."""
-    paths = sorted(folder.glob("*.safetensors"))[: MOST_FILES + 1]
-    if len(paths) > MOST_FILES:
-        raise Invalid(f"{folder} has more than {MOST_FILES} safetensors files", "model")
+    """From the headers of a local folder; None where there are none of the whole model.
+
+    Of a model that is stored twice, as Mistral's are, one is read. Where files of it are missing,
+    as after a download that was cut off, only what the index states is known.
+    """
+    index = _index_of(folder)
+    paths = _paths_of_one_model(folder, index)
+    if paths is None:
+        return read_index(index, INDEX) if index is not None else None
     tensors: list[StoredTensor] = []
     for path in paths:
         tensors += _header_of_file(path)
@@ -76,6 +83,42 @@ def read_folder(folder: Path) -> Checkpoint | None:
     return Checkpoint(
         total_bytes=sum(tensor.size_bytes for tensor in tensors), tensors=tuple(tensors)
     )
+
+
+def _index_of(folder: Path) -> bytes | None:
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_INDEX_BYTES + 1)
+    except OSError as error:
+        raise Invalid(f"{path} cannot be read: {error.strerror}", "model") from error
+    if len(text) > LARGEST_INDEX_BYTES:
+        raise Invalid(f"{path} is above {LARGEST_INDEX_BYTES} bytes and is not read", "model")
+    return text
+
+
+def _paths_of_one_model(folder: Path, index: bytes | None) -> list[Path] | None:
+    """As engines choose them: what the index names, else the only file, else all shards.
+
+    None where some are missing.
+    """
+    found = {path.name: path for path in sorted(folder.glob("*.safetensors"))[: MOST_FILES + 1]}
+    if len(found) > MOST_FILES:
+        raise Invalid(f"{folder} has more than {MOST_FILES} safetensors files", "model")
+    if index is not None:
+        files = parsed(index, INDEX).get("weight_map")
+        if not isinstance(files, Mapping) or not all(isinstance(f, str) for f in files.values()):
+            raise Invalid(f"{INDEX} has no weight_map", "model")
+        named = sorted(set(files.values()))
+        return [found[name] for name in named] if found.keys() >= set(named) else None
+    if SINGLE in found:
+        return [found[SINGLE]]
+    shards = {name: shard for name in found if (shard := SHARD.search(name)) is not None}
+    if any(len(shards) < int(shard[1]) for shard in shards.values()):
+        return None
+    return [found[name] for name in shards or found]
 
 
 def read_header(read: ReadSome, name: str) -> list[StoredTensor]:

@@ -51,6 +51,7 @@ class Estimate:
     device_use_under_load_bytes: int
     kv_cache_tokens: int
     sequence_bytes: int  # KV cache of one sequence of max_model_len
+    least_cache_bytes: int  # with which it starts: that, and a block for each sequence's state
     token_bytes: int  # KV cache of one token
     cache_left_bytes: int  # what the budget leaves for the KV cache; negative when over it
     reason: str
@@ -136,6 +137,7 @@ def estimate(
         device_use_under_load_bytes=under_load_bytes,
         kv_cache_tokens=layout.tokens(cache.size_bytes, settings.max_model_len),
         sequence_bytes=sequence_bytes,
+        least_cache_bytes=max(sequence_bytes, layout.states_bytes(settings.max_num_seqs)),
         token_bytes=layout.token_bytes,
         cache_left_bytes=cache_left_bytes,
         reason=reason,
@@ -153,6 +155,12 @@ def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: s
     if device.kind == "cpu" and settings.num_gpus > 1:
         raise Invalid(
             f"The CPU is one device; {settings.num_gpus} are asked for", "tensor_parallel_size"
+        )
+    if engine == "transformers" and settings.num_gpus > 1:
+        raise Invalid(
+            f"The transformers engine runs on one GPU; {settings.num_gpus} are asked for: serve "
+            "the model with vllm, or leave both parallel sizes at 1",
+            "tensor_parallel_size",
         )
     degree = settings.tensor_parallel_size
     problem = shape.split_problem(degree) if degree > 1 else ""

@@ -1,6 +1,7 @@
 """What a model is loaded on: a graphics card, or a share of a machine's RAM. Asks no driver."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,8 @@ CARD_ALIASES = {
     "A100-40G": "A100-40GB",
     "A100-80G": "A100-80GB",
     "H100": "H100-80GB",
+    "H100-80G": "H100-80GB",
+    "H200-141GB": "H200",
     "RTX-4090": "RTX4090",
     "4090": "RTX4090",
     "RTX-3090": "RTX3090",
@@ -69,10 +72,15 @@ WITHOUT_BFLOAT16 = frozenset({"T4", "V100-16GB", "V100-32GB"})
 WITHOUT_FLOAT8 = WITHOUT_BFLOAT16 | {"A10G", "RTX3090", "A100-40GB", "A100-80GB", "A6000"}
 
 
+# Product names say maker, form factor and memory in many ways; these parts name no other card.
+NOISE = re.compile(
+    r"\b(NVIDIA|TESLA|GEFORCE|SXM\d?|PCIE?|HBM\w*|GENERATION|BLACKWELL|SERVER|WORKSTATION|EDITION)\b"
+)
+
+
 def device_named(name: str) -> Device:
-    """A well-known card by its name: H200, A100-80G, NVIDIA L40S, "RTX 4090"."""
-    wanted = "-".join(name.upper().removeprefix("NVIDIA").split()).strip("-_")
-    wanted = wanted.removeprefix("TESLA-").removeprefix("GEFORCE-")
+    """A well-known card by its name: H200, A100-80G, "RTX 4090", "NVIDIA H100 80GB HBM3"."""
+    wanted = "-".join(NOISE.sub(" ", re.sub("[-_]", " ", name.upper())).split())
     card = CARD_ALIASES.get(wanted, wanted)
     if card not in CARDS_GIB:
         raise Invalid(f"Unknown GPU {name!r}; known are {', '.join(CARDS_GIB)}.", "gpus")

@@ -20,6 +20,9 @@ def read_config(source: str) -> dict[str, Any]:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _parsed(folder / "config.json")
+    if folder.is_file():
+        kind = "GGUF files are not read: " if folder.suffix.lower() == ".gguf" else ""
+        raise Invalid(f"{source!r} is a file; {kind}give a folder with config.json", "model")
     if source.startswith((".", "/", "~")):
         raise Invalid(f"There is no folder {source!r}", "model")
     if not HUB_NAME.fullmatch(source):

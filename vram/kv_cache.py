@@ -84,6 +84,10 @@ class CacheLayout:
     def num_pages(self, cache_bytes: int) -> int:
         return max(cache_bytes, 0) // self.groups[0].page_bytes if self.groups else 0
 
+    def states_bytes(self, sequences: int) -> int:
+        """What a block for the state of each sequence takes; 0 for a model without states."""
+        return sequences * self.groups[0].page_bytes if self.pooled and self.has_states else 0
+
     @property
     def has_states(self) -> bool:
         return any(group.fixed_pages is not None for group in self.groups)

@@ -100,12 +100,12 @@ def shortage(settings: EngineSettings, estimated: Estimate, limit_bytes: int) ->
     if estimated.needed_bytes > limit_bytes:
         return estimated.needed_bytes, limit_bytes
     cache_bytes = estimated.item("kv_cache").bytes
-    if cache_bytes >= estimated.sequence_bytes:
+    if cache_bytes >= estimated.least_cache_bytes:
         return estimated.device_use_under_load_bytes, limit_bytes
     if settings.kv_cache_memory_bytes is not None:
-        return estimated.fixed_bytes + estimated.sequence_bytes, estimated.total_bytes
+        return estimated.fixed_bytes + estimated.least_cache_bytes, estimated.total_bytes
     counted_bytes = estimated.budget_bytes - estimated.cache_left_bytes
-    return counted_bytes + estimated.sequence_bytes, estimated.budget_bytes
+    return counted_bytes + estimated.least_cache_bytes, estimated.budget_bytes
 
 
 @dataclass(frozen=True, slots=True)

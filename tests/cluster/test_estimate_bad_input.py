@@ -109,6 +109,12 @@ def test_a_config_that_is_no_object_is_refused(refused, tmp_path: Path, text: st
         (("--set", "kv_cache_memory_bytes=0"), "at least 1"),
         (("--set", "enforce_eager=perhaps"), "true or false"),
         (("--set", "tensor_parallel_size=3"), "28"),
+        (("--set", "tensor_parallel_size=0"), "tensor_parallel_size is 0"),
+        (("--set", "pipeline_parallel_size=0"), "pipeline_parallel_size is 0"),
+        (
+            ("--gpus", "2xH200", "--engine", "transformers", "--set", "tensor_parallel_size=2"),
+            "one GPU",
+        ),
         (("--set", "pipeline_parallel_size=64"), "layers"),
         (("--set", "max_num_seqs=100", "--set", "max_num_batched_tokens=50"), "max_num_seqs"),
         (("--set", "max_num_seqs=1", "--set", "max_num_seqs=2"), "twice"),
@@ -164,3 +170,21 @@ def test_a_hub_that_cannot_be_reached_is_said_beside_what_the_name_says(tmp_path
     assert "7.0 billion" in said
     said = frugal(run_alone("estimate", "gpt2", "--gpus", "1xH200", env=env))
     assert "billion" not in said
+
+
+@pytest.mark.parametrize(("name", "said"), [("model.gguf", "GGUF"), ("config.json", "a folder")])
+def test_a_file_is_no_model(refused, tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_text("{}")
+    assert said in refused(str(tmp_path / name), "--gpus", "1xH200")
+
+
+def test_a_machine_finds_a_refusal_where_it_looks_for_the_reason(monkeypatch, capsys) -> None:
+    ran = run_here(
+        monkeypatch, capsys, "estimate", QWEN, "--gpus", "1xH200", "--set", "max_model_len=131073",
+        "--json",
+    )  # fmt: skip
+    found = json.loads(ran.out)
+    assert ran.code == 2
+    assert (found["fits"], found["setting"]) == (False, "max_model_len")
+    assert found["reason"] in ran.err
+    assert ran.err.count("\n") == 1

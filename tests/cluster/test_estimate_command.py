@@ -265,3 +265,10 @@ def test_a_damaged_calibration_file_is_a_note(ballast, taught) -> None:
     found = document(ballast("qwen2.5-7b", *H200, "--json"))
     assert "2 lines cannot be read" in found["notes"][0]
     assert found["calibration"]["loads"] == 1
+
+
+def test_a_cache_without_a_block_for_each_state_is_at_fault_and_short_of_bytes(ballast) -> None:
+    found = document(ballast("mamba-codestral-7b", "--gpus", "1xH100", "--json"))
+    assert (found["fits"], found["at_fault"]) == (False, "kv_cache")
+    needed, available = re.search(r"needs ([\d.]+) GiB; ([\d.]+) GiB are", found["reason"]).groups()
+    assert float(needed) > float(available)

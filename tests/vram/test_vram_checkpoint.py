@@ -167,3 +167,47 @@ def test_on_the_hub_hostile_files_are_refused_unread() -> None:
     huge = _Hub(model__safetensors__index__json=b" " * (LARGEST_INDEX_BYTES + 10))
     with pytest.raises(Invalid, match="not read"):
         checkpoint_on_hub("owner/model", huge)
+
+
+def _written(folder: Path, *names: str, index: object = None) -> Path:
+    """Files of one tensor of 64 bytes each."""
+    for name in names:
+        (folder / name).write_bytes(_file({name: _entry("BF16", 4, 8)}))
+    if index is not None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+TWO = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+INDEX_OF_TWO = {"metadata": {"total_size": 128}, "weight_map": {"a": TWO[0], "b": TWO[1]}}
+
+
+@pytest.mark.parametrize(
+    ("names", "index", "total_bytes", "has_headers"),
+    [
+        ((*TWO, "consolidated.safetensors"), INDEX_OF_TWO, 128, True),  # as Mistral's are stored
+        ((*TWO, "consolidated.safetensors"), None, 128, True),
+        (("model.safetensors", "consolidated.safetensors"), None, 64, True),
+        (("model.safetensors", "adapter_model.safetensors"), None, 64, True),
+        (("consolidated.safetensors",), None, 64, True),
+        (TWO[:1], INDEX_OF_TWO, 128, False),  # a download that was cut off
+        ((), INDEX_OF_TWO, 128, False),
+    ],
+)
+def test_a_model_is_counted_once_and_whole(
+    tmp_path: Path, names: tuple[str, ...], index: object, total_bytes: int, has_headers: bool
+) -> None:
+    found = read_folder(_written(tmp_path, *names, index=index))
+    assert found is not None
+    assert (found.total_bytes, bool(found.tensors)) == (total_bytes, has_headers)
+
+
+def test_shards_of_which_some_are_missing_say_nothing_without_an_index(tmp_path: Path) -> None:
+    assert read_folder(_written(tmp_path, TWO[1])) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {"a": 1}}'])
+def test_a_damaged_index_in_a_folder_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(Invalid, match=r"model\.safetensors\.index\.json"):
+        read_folder(tmp_path)

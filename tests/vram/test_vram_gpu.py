@@ -15,10 +15,25 @@ from vram.units import GIB
         ("RTX 4090", "RTX4090"),
         ("NVIDIA GeForce RTX 4090", "RTX4090"),
         ("Tesla T4", "T4"),
+        ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+        ("H100-SXM5-80GB", "H100-80GB"),
+        ("H100 PCIe", "H100-80GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("Tesla V100-SXM2-32GB", "V100-32GB"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTXPRO6000"),
     ],
 )
 def test_a_card_is_known_by_the_names_that_people_and_drivers_use(name: str, card: str) -> None:
     assert device_named(name).name == card
+
+
+@pytest.mark.parametrize("name", ["H100 NVL", "NVIDIA L40", "NVIDIA H20", "A100-64GB", "PCIe"])
+def test_a_card_of_another_size_is_not_taken_for_one_that_we_know(name: str) -> None:
+    with pytest.raises(Invalid, match="known are"):
+        device_named(name)
 
 
 def test_totals_are_the_drivers_and_not_the_printed_ones() -> None:
