@@ -85,7 +85,7 @@ def _integers(method: str, bits: int, group_size: int, zero_bits: int, column_bi
 
 
 def _gptq(read: ConfigReader) -> Quantization:
-    bits = read.integer("bits", default=4, highest=16)
+    bits = read.integer("bits", highest=16)
     group_size = read.integer("group_size", default=128, lowest=-1)
     packing = _integers("gptq", bits, group_size, zero_bits=bits, column_bits=FLOAT32_BITS)
     head = ("head",) if read.flag("lm_head", default=False) else ()
@@ -94,7 +94,7 @@ def _gptq(read: ConfigReader) -> Quantization:
 
 
 def _awq(read: ConfigReader) -> Quantization:
-    bits = read.integer("bits", "w_bit", default=4, highest=16)
+    bits = read.integer("bits", "w_bit", highest=16)
     group_size = read.integer("group_size", "q_group_size", default=128, lowest=-1)
     zero_bits = bits if read.flag("zero_point", default=True) else 0
     packing = _integers("awq", bits, group_size, zero_bits, column_bits=0)

@@ -54,6 +54,8 @@ def folder_with(tmp_path: Path) -> Callable[..., str]:
         ({"architectures": None}, "architectures"),
         ({"architectures": []}, "architectures"),
         ({"quantization_config": {"quant_method": "magic"}}, "magic"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "no quantization_config.bits"),
+        ({"quantization_config": {"quant_method": "awq"}}, "no quantization_config.bits"),
         ({"quantization_config": "fp8"}, "quantization_config"),
     ],
     ids=lambda value: str(value)[:40],
