@@ -15,8 +15,9 @@ from placement.words import nodes_from_words
 from vram import defaults
 from vram.calibration import read_calibration
 from vram.dtypes import canonical_dtype
+from vram.engines import ENGINES
 from vram.errors import Invalid
-from vram.estimate import ENGINES, Estimate, estimate
+from vram.estimate import Estimate, estimate
 from vram.gpu import Device, cpu_device, device_named
 from vram.model import ModelShape
 from vram.model_names import approximate_parameters, approximate_weight_bytes

@@ -8,7 +8,7 @@ from placement.kinds import USUAL_CARDS_PER_NODE, CardKind, next_smaller
 from placement.menu import Menu, menu
 from placement.options import Option, Refused
 from vram.budget import shares
-from vram.estimate import FILL_THEIR_BUDGET
+from vram.engines import FILL_THEIR_BUDGET
 from vram.gpu import Device
 from vram.ladder import Rung, fixed_ladder
 from vram.plan import Plan

@@ -11,7 +11,7 @@ from typing import Literal
 
 from vram.case import Case
 from vram.dtypes import kv_cache_bytes
-from vram.estimate import FILL_THEIR_BUDGET
+from vram.engines import FILL_THEIR_BUDGET
 from vram.floor import (
     SHARE_STEPS,
     TOLERANCE,

@@ -7,25 +7,18 @@ from vram.activations import encoder_bytes, peak_activation
 from vram.adapters import adapter_bytes
 from vram.allocator import kept_blocks
 from vram.attention import split_accumulators
-from vram.errors import Invalid
+from vram.check import check
+from vram.engines import FILL_THEIR_BUDGET
 from vram.gpu import Device
 from vram.graphs import counted_graph_bytes, cuda_graphs, driver_bytes
 from vram.kv_cache import CacheLayout, cache_layout
 from vram.learned import corrected, excess
 from vram.model import ModelShape
 from vram.overhead import Overhead, newer_runner
-from vram.quantization import named
 from vram.residuals import load_kind
 from vram.settings import EngineSettings
-from vram.units import gib
+from vram.shortfall import shortfall
 from vram.weights import weight_bytes
-
-# These turn whatever their budget leaves into KV cache; the others hold what requests need.
-# The fake engine follows vLLM's arithmetic, so that plans and ladders can be tried without it.
-FILL_THEIR_BUDGET = frozenset({"vllm", "fake", "tensorrt_llm", "sglang"})
-STATES_DO_NOT_FIT = "Each of"  # so begins the reason
-ENGINES = ("vllm", "transformers", "fake", "tensorrt_llm", "sglang")
-ENGINES_ON_CPU = ("vllm", "transformers", "fake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,26 +105,19 @@ def estimate(
     if device.kind == "cuda":
         peak_bytes = fixed["peak_activation"].size_bytes
         outside["allocator_slack"] = kept_blocks(shape, settings, device, engine, peak_bytes)
-    at_peak = {"split_accumulators": split_accumulators(shape, settings, device, engine)}
-    if shape.encoder_width and device.kind == "cuda" and newer_runner(shape, device, engine):
-        at_peak["encoder_batch"] = Overhead(
-            size_bytes=encoder_bytes(shape, settings),
-            formula="a batch of images: max_num_batched_tokens x the tower's widest layer x dtype",
-            source="vLLM 0.26: its newer runner does not profile the tower; not measured",
-        )
     under_load_bytes = total_bytes + sum(part.size_bytes for part in outside.values())
     if found is not None:
         formula = estimate(replace(shape, learned=()), settings, device, engine, draft)
         outside["learned"] = excess(formula.device_use_under_load_bytes, under_load_bytes, found)
         under_load_bytes += outside["learned"].size_bytes
-    reason = _reason(
+    reason = shortfall(
         settings, device, layout, cache.size_bytes, cache_left_bytes, under_load_bytes, fixed
     )
     return Estimate(
         engine=engine,
         items=_items({"weights": fixed.pop("weights"), "kv_cache": cache} | fixed),
         outside=_items(outside),
-        at_peak=_items(at_peak),
+        at_peak=_items(_at_peak(shape, settings, device, engine)),
         budget_bytes=budget_bytes,
         total_bytes=total_bytes,
         device_use_under_load_bytes=under_load_bytes,
@@ -142,44 +128,6 @@ def estimate(
         cache_left_bytes=cache_left_bytes,
         reason=reason,
     )
-
-
-def check(shape: ModelShape, settings: EngineSettings, device: Device, engine: str) -> None:
-    """Refuses an unknown engine, and a split or a context that the model does not allow."""
-    if engine not in ENGINES:
-        raise Invalid(f"Unknown engine {engine!r}; known are {', '.join(ENGINES)}.", "engine")
-    if device.kind == "cpu" and engine not in ENGINES_ON_CPU:
-        raise Invalid(
-            f"{engine} does not run on the CPU; {', '.join(ENGINES_ON_CPU)} do.", "engine"
-        )
-    if device.kind == "cpu" and settings.num_gpus > 1:
-        raise Invalid(
-            f"The CPU is one device; {settings.num_gpus} are asked for", "tensor_parallel_size"
-        )
-    if engine == "transformers" and settings.num_gpus > 1:
-        raise Invalid(
-            f"The transformers engine runs on one GPU; {settings.num_gpus} are asked for: serve "
-            "the model with vllm, or leave both parallel sizes at 1",
-            "tensor_parallel_size",
-        )
-    degree = settings.tensor_parallel_size
-    problem = shape.split_problem(degree) if degree > 1 else ""
-    if problem:
-        raise Invalid(f"tensor_parallel_size {degree}: {problem}", "tensor_parallel_size")
-    if settings.pipeline_parallel_size > shape.num_layers:
-        raise Invalid(
-            f"pipeline_parallel_size {settings.pipeline_parallel_size} is more than "
-            f"the {shape.num_layers} layers",
-            "pipeline_parallel_size",
-        )
-    if settings.max_model_len > shape.max_context_tokens:
-        raise Invalid(
-            f"max_model_len {settings.max_model_len} is above the model's maximum of "
-            f"{shape.max_context_tokens} tokens; a longer one needs rope_scaling in config.json",
-            "max_model_len",
-        )
-    if shape.quantization is None and settings.quantization is not None:
-        named(settings.quantization)
 
 
 def _fixed(
@@ -232,6 +180,19 @@ def _weights(shape: ModelShape, settings: EngineSettings, device: Device) -> Ove
     )
 
 
+def _at_peak(
+    shape: ModelShape, settings: EngineSettings, device: Device, engine: str
+) -> dict[str, Overhead]:
+    at_peak = {"split_accumulators": split_accumulators(shape, settings, device, engine)}
+    if shape.encoder_width and device.kind == "cuda" and newer_runner(shape, device, engine):
+        at_peak["encoder_batch"] = Overhead(
+            size_bytes=encoder_bytes(shape, settings),
+            formula="a batch of images: max_num_batched_tokens x the tower's widest layer x dtype",
+            source="vLLM 0.26: its newer runner does not profile the tower; not measured",
+        )
+    return at_peak
+
+
 def _items(parts: dict[str, Overhead]) -> tuple[Item, ...]:
     return tuple(
         Item(name=name, bytes=part.size_bytes, formula=part.formula, source=part.source)
@@ -266,44 +227,3 @@ def _cache(
         formula="max_num_seqs x max_model_len x bytes per token, inside the budget",
         source="settings",
     )
-
-
-def _reason(
-    settings: EngineSettings,
-    device: Device,
-    layout: CacheLayout,
-    cache_bytes: int,
-    cache_left_bytes: int,
-    under_load_bytes: int,
-    fixed: dict[str, Overhead],
-) -> str:
-    """The first thing that is wrong, in the words of the item at fault."""
-    share = f"{settings.gpu_memory_utilization:.2f} of {gib(device.total_bytes)}"
-    largest = max(fixed, key=lambda name: fixed[name].size_bytes)
-    most = f"{largest} {gib(fixed[largest].size_bytes)} of it"
-    if not layout.groups and cache_left_bytes < 0:
-        return f"Weights, activations and overhead take more than {share}, {most}."
-    if layout.groups and cache_bytes <= 0:
-        return (
-            f"No room for the KV cache: weights, activations and overhead take all of {share}, "
-            f"{most}."
-        )
-    sequence_bytes = layout.sequence_bytes(settings.max_model_len)
-    if cache_bytes < sequence_bytes:
-        longest = layout.longest_context(cache_bytes, settings.max_model_len)
-        return (
-            f"One sequence of {settings.max_model_len} tokens needs {gib(sequence_bytes)} of "
-            f"KV cache and {gib(cache_bytes)} are left: enough for {longest} tokens."
-        )
-    states = layout.num_pages(cache_bytes)
-    if layout.pooled and layout.has_states and settings.max_num_seqs > states:
-        return (
-            f"{STATES_DO_NOT_FIT} {settings.max_num_seqs} sequences needs a block for its state, "
-            f"and the cache has {states}."
-        )
-    if under_load_bytes > device.total_bytes:
-        return (
-            f"Under load the device would hold {gib(under_load_bytes)} "
-            f"of its {gib(device.total_bytes)}."
-        )
-    return ""

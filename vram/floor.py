@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 
 from vram.budget import longest_context
 from vram.case import Case, Tried
+from vram.engines import FILL_THEIR_BUDGET
 from vram.errors import Invalid
-from vram.estimate import FILL_THEIR_BUDGET, STATES_DO_NOT_FIT, Estimate, estimate
+from vram.estimate import Estimate, estimate
 from vram.settings import EngineSettings
 from vram.shortage import Shortage, ShortageKind
+from vram.shortfall import STATES_DO_NOT_FIT
 
 # How far below the truth nothing is: a load is tried if it works with the estimate less this part.
 # The worst of the recorded loads is within 10 % (docs/memory.md).

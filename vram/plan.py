@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from vram import defaults
 from vram.budget import HIGHEST_SHARE, longest_context, within
+from vram.check import check
 from vram.concurrency import (
     COMFORTABLE_CONTEXT_TOKENS,
     FEWEST_SEQUENCES,
@@ -15,7 +16,7 @@ from vram.concurrency import (
     wished_cache_bytes,
 )
 from vram.errors import DoesNotFit, Invalid
-from vram.estimate import Estimate, check, estimate
+from vram.estimate import Estimate, estimate
 from vram.gpu import Device
 from vram.model import ModelShape
 from vram.remedy import SMALLEST_BATCH_TOKENS, refusal

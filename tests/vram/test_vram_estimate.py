@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vram.engines import ENGINES
 from vram.errors import Invalid, UnknownDtype
-from vram.estimate import ENGINES, estimate
+from vram.estimate import estimate
 from vram.gpu import cpu_device, device_named
 from vram.graphs import num_captures
 from vram.model import ModelShape
