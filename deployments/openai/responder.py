@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from openai.types import CompletionUsage
 from starlette.types import Send
 
-from deployments.errors import LadderExhausted, Poison
+from deployments.errors import BallastError
 from deployments.openai.answer import AnswerWriter
 from deployments.openai.chat_answer import ChatWriter
 from deployments.openai.choice import Choices
@@ -113,7 +113,7 @@ class Responder:
             events = EventStream(send)
             try:
                 await self._stream(job, choices, writer, events)
-            except (LadderExhausted, Poison) as error:
+            except BallastError as error:
                 if not events.has_started:
                     raise
                 await events.write(event(answer_to(error).body), last=True)
