@@ -18,6 +18,7 @@ from deployments.engines.registry import ENGINES
 from deployments.faults import Fault
 from deployments.last_words import Phase
 from deployments.oom import Cause
+from deployments.openai.errors import TYPES
 from deployments.supervisor import State
 from vram.ladder import STEPS
 from vram.shortage import ShortageKind
@@ -61,6 +62,11 @@ def test_the_reference_has_the_defaults_of_the_code(
         row = re.search(rf"^\| `{name}` \| (?P<default>[^|]+) \|", operation, re.MULTILINE)
         assert row is not None, name
         assert float(row["default"]) == field.default, name
+
+
+@pytest.mark.parametrize(("status", "kind"), TYPES.items())
+def test_every_status_of_an_error_is_in_the_api_s_table(status: int, kind: str) -> None:
+    assert f"\n| {status} | `{kind}`" in (ROOT / "docs/api.md").read_text()
 
 
 def test_every_metric_is_in_the_reference(operation: str) -> None:

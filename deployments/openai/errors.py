@@ -15,7 +15,6 @@ TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     413: "invalid_request_error",
-    429: "rate_limit_error",
     500: "server_error",
     503: "server_error",
     507: "insufficient_memory_error",  # a request that ends the engine
