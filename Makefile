@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHON=$(BIN)/python sh scripts/install.sh
 	@touch $@
 
-.models/demo/ballast_demo.json: cluster/demo_model.py | $(STAMP)
+.models/demo/ballast_demo.json: $(wildcard cluster/demo_*.py) | $(STAMP)
 	@$(BIN)/ballast demo-model .models/demo
 	@touch $@
 

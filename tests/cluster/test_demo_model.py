@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.demo_model import IM_END, MARKER, build_demo_model
+from cluster.demo_model import MARKER, build_demo_model
+from cluster.demo_tokens import IM_END
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

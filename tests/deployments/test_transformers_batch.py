@@ -17,7 +17,7 @@ from deployments.engines.transformers_batch import Batch  # noqa: E402
 from deployments.engines.transformers_sequence import delta_of  # noqa: E402
 
 NUM_TOKENS = 24
-IM_END, STOP_SOON = 758, 759  # of the demo model; see cluster/demo_model.py
+IM_END, STOP_SOON = 758, 759  # of the demo model; see cluster/demo_tokens.py
 
 
 @pytest.fixture(scope="module")
