@@ -12,7 +12,7 @@ from statistics import median
 import psutil
 from rich.table import Table
 
-from benchmarks.load import LoadResult
+from benchmarks.load_result import LoadResult
 from benchmarks.processes import Memory
 from benchmarks.servers import BASELINE, Endpoint, Settings
 

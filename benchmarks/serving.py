@@ -20,7 +20,8 @@ import typer
 from rich.console import Console
 
 from benchmarks import processes, report
-from benchmarks.load import ENDPOINTS, Load, LoadResult
+from benchmarks.load import ENDPOINTS, Load
+from benchmarks.load_result import LoadResult
 from benchmarks.servers import (
     REPOSITORY,
     SERVERS,
