@@ -70,6 +70,7 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     group = await _see_cards(placement_group) if plan.device.kind == "cuda" else None
     from deployments.engines import vllm_front
     from deployments.engines.vllm import VLLMEngine
+    from deployments.engines.vllm_deltas import has_parsers
     from deployments.engines.vllm_notes import VLLMNotation
     from deployments.engines.vllm_verdicts import Verdicts
 
@@ -97,7 +98,8 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     core.attach(copies.above(keeper) if copies else keeper, engine)
     async with _loaded(keeper, config) as watcher:
         assert engine.config is not None
-        llm = vllm_front.make_llm(core, engine.config)
+        joins_deltas = copies is None or not has_parsers(args)
+        llm = vllm_front.make_llm(core, engine.config, joins_deltas=joins_deltas)
         app = Verdicts(await vllm_front.make_app(llm, args))
         return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
 

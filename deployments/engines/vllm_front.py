@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from deployments.engines.protocol import Step
 from deployments.engines.vllm import VLLMEngine
+from deployments.engines.vllm_deltas import keep_apart
 from deployments.engines.vllm_verdicts import refuse
 from deployments.errors import BallastError, LadderExhausted, UnknownOption
 from vram.settings import EngineSettings, owned_settings
@@ -190,10 +191,12 @@ def make_config(
     return config
 
 
-def make_llm(core: JournaledCore, config: "VllmConfig") -> "AsyncLLM":
-    """AsyncLLM over an engine that is already running."""
+def make_llm(core: JournaledCore, config: "VllmConfig", *, joins_deltas: bool = True) -> "AsyncLLM":
+    """AsyncLLM over an engine that is already running; see `vllm_deltas` for `joins_deltas`."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    if not joins_deltas:
+        keep_apart()
     with _given_core(core):
         llm = AsyncLLM.from_vllm_config(config)
     core.serve(llm)

@@ -35,26 +35,14 @@ class VLLMNotation:
         from vllm.v1.engine import EngineCoreOutput, FinishReason
 
         token_ids, reason, stop_reason, logprobs = note
-        finish_reason = None if reason is None else FinishReason(reason)
-        if not token_ids:
-            return [
-                EngineCoreOutput(
-                    request_id=request_id,
-                    new_token_ids=[],
-                    finish_reason=finish_reason,
-                    stop_reason=stop_reason,
-                )
-            ]
-        last = len(token_ids) - 1
         return [
             EngineCoreOutput(
                 request_id=request_id,
-                new_token_ids=[token],
-                new_logprobs=None if logprobs is None else _read(logprobs, number),
-                finish_reason=finish_reason if number == last else None,
-                stop_reason=stop_reason if number == last else None,
+                new_token_ids=token_ids,
+                new_logprobs=None if logprobs is None else _read(logprobs),
+                finish_reason=None if reason is None else FinishReason(reason),
+                stop_reason=stop_reason,
             )
-            for number, token in enumerate(token_ids)
         ]
 
     def step(self, deltas: Sequence["EngineCoreOutput"]) -> "EngineCoreOutputs":
@@ -71,15 +59,14 @@ def _written(logprobs: "LogprobsLists") -> list[Any]:
     ]
 
 
-def _read(written: Sequence[Any], number: int) -> "LogprobsLists":
+def _read(written: Sequence[Any]) -> "LogprobsLists":
     import numpy as np
     from vllm.v1.outputs import LogprobsLists
 
-    one = slice(number, number + 1)
     token_ids, logprobs, ranks = written
     return LogprobsLists(
-        np.array(token_ids[one], dtype=np.int32),
-        np.array(logprobs[one], dtype=np.float32),
-        np.array(ranks[one], dtype=np.int32),
+        np.array(token_ids, dtype=np.int32),
+        np.array(logprobs, dtype=np.float32),
+        np.array(ranks, dtype=np.int32),
         None,
     )

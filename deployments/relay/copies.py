@@ -63,7 +63,7 @@ class Notation(Protocol[R, D]):
     def write(self, delta: D) -> Any: ...
 
     def read(self, request_id: str, note: Any) -> Sequence[D]:
-        """One token each, so that text ends where it ended when they came one by one."""
+        """Cut so that the layer makes of them what it made of the delta that was noted."""
 
     def step(self, deltas: Sequence[D]) -> Step: ...
 

@@ -141,10 +141,13 @@ def heard(answer: httpx.Response) -> Any:
             delta = choice.get("delta", {})
             known["text"] += choice.get("text", delta.get("content") or "")
             known["roles"] += bool(delta.get("role"))
+            for name in ("reasoning", "reasoning_content"):  # vLLM 0.26 has both
+                known[name] = known.get(name, "") + (delta.get(name) or "")
             for call in delta.get("tool_calls") or ():
-                tool = known.setdefault("tools", {}).setdefault(call["index"], ["", ""])
+                tool = known.setdefault("tools", {}).setdefault(call["index"], ["", "", 0])
                 tool[0] += call["function"].get("name") or ""
                 tool[1] += call["function"].get("arguments") or ""
+                tool[2] += bool(call.get("id"))
             logprobs = choice.get("logprobs") or {}
             known["logprobs"] += logprobs.get("content") or list(
                 zip(*(logprobs[key] for key in ("tokens", "token_logprobs", "text_offset")),
