@@ -14,23 +14,21 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import psutil
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import processes
+from benchmarks.one_model import one_model, status
 from benchmarks.servers import (
     REPOSITORY,
-    Endpoint,
     RunningServer,
     ServerKind,
     Settings,
-    program,
     running,
 )
 from cluster.demo_model import build_demo_model
@@ -102,29 +100,14 @@ def table(before: Mapping[str, int], after: Mapping[str, int], deaths: int) -> T
 
 
 def _kind(deaths: int) -> ServerKind:
-    def command(settings: Settings, folder: Path) -> list[str]:
-        config = yaml.safe_load((REPOSITORY / "serve_configs" / "dev.yaml").read_text())
-        config["http_options"]["port"] = settings.port
-        config["applications"] = [
-            each for each in config["applications"] if each["name"] in ("gateway", "demo")
-        ]
-        config["applications"][1]["args"] |= {
-            "model": str(settings.model_folder),
-            "recovery": {"max_restarts": deaths + 1},
-        }
-        path = folder / "leaks.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
-        return [program("ballast"), "serve", str(path)]
-
-    endpoint = Endpoint(name="ballast", ready_path="/demo/health")
     # Ray's dashboard listens on loopback only; without this it wants a token to list its groups.
     env = {"RAY_AUTH_MODE": "disabled"}
-    return ServerKind(title="Ballast", command=command, env=env, endpoints=(endpoint,))
+    return one_model({"recovery": {"max_restarts": deaths + 1}}, env)
 
 
 def _die(server: RunningServer) -> None:
     """Kill EngineCore, and wait until the next one has answered a request."""
-    attempt = _status(server)["attempt"]
+    attempt = status(server)["attempt"]
     victim = next(
         process
         for process in processes.descendants()
@@ -132,18 +115,12 @@ def _die(server: RunningServer) -> None:
     )
     victim.send_signal(signal.SIGKILL)
     deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
-    while (status := _status(server))["attempt"] == attempt or status["state"] != "ready":
+    while (told := status(server))["attempt"] == attempt or told["state"] != "ready":
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"no engine after {RECOVERY_TIMEOUT_S:.0f} s: {status['reason']}")
+            raise TimeoutError(f"no engine after {RECOVERY_TIMEOUT_S:.0f} s: {told['reason']}")
         time.sleep(0.5)
     body = {"model": "demo", "prompt": "Hello", "max_tokens": 4}
     httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).raise_for_status()
-
-
-def _status(server: RunningServer) -> dict[str, Any]:
-    answer = httpx.get(f"{server.url}/demo/status", timeout=30).raise_for_status()
-    found: dict[str, Any] = answer.json()
-    return found
 
 
 def _folders_of(everybody: list[psutil.Process]) -> set[Path]:
