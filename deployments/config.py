@@ -9,7 +9,7 @@ from deployments.engines.registry import check_engine
 from deployments.engines.transformers import KNOWN_OPTIONS, PHASES
 from deployments.errors import UnknownOption
 from deployments.faults import Fault
-from deployments.last_words import Phase
+from deployments.phases import Phase
 from deployments.wishes import problem_with_wishes
 from placement.requests import Objective
 from vram.gpu import Device, cpu_device, device_named

@@ -15,10 +15,10 @@ from typing import Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments import oom
-from deployments.last_words import LastWord, Phase
+from deployments.last_words import LastWord
 from deployments.oom import Cause, Death
+from deployments.phases import LOADING, Phase
 
-LOADING = tuple(phase for phase in Phase if phase is not Phase.EXECUTE_MODEL)
 Way = Literal["exception", "sigkill", "sigstop", "exit"]
 _EXIT_CODE = 1
 
@@ -55,7 +55,7 @@ class Fault(BaseModel):
     def _no_setting_without_effect(self) -> "Fault":
         given = self.model_fields_set
         steps_only = given & {"after_tokens", "prompt_contains", "at_replay"}
-        if steps_only and self.phase is not Phase.EXECUTE_MODEL:
+        if steps_only and self.phase in LOADING:
             raise ValueError(
                 f"{', '.join(sorted(steps_only))} has no effect in {self.phase.value}: "
                 f"there are no requests before {Phase.EXECUTE_MODEL.value}"
@@ -137,7 +137,7 @@ def carry_out(fault: Fault | None) -> None:
 
 def death_of(fault: Fault, requests: Sequence[str] = ()) -> Death | None:
     """What an engine without processes says it died of; None: a stopped one says nothing."""
-    phase = "running" if fault.phase is Phase.EXECUTE_MODEL else "loading"
+    phase = "loading" if fault.phase in LOADING else "running"
     match fault.way:
         case "exception":
             error = f"{_class_of(fault)}: {message_of(fault)}"

@@ -5,8 +5,9 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from deployments.last_words import LastWord, Phase, described
+from deployments.last_words import LastWord, described
 from deployments.oom_messages import Cause, Reading, is_consequence, read
+from deployments.phases import Phase
 from vram.shortage import Shortage, ShortageKind
 
 __all__ = ["Cause", "Death", "classify", "death_from_exception", "death_from_exit", "death_of"]

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from deployments.last_words import Phase
+from deployments.phases import Phase
 from vram.shortage import Shortage, ShortageKind
 from vram.units import GIB, KIB, MIB, gib_to_bytes
 

@@ -16,9 +16,9 @@ from deployments.config import (
 )
 from deployments.engines.registry import ENGINES
 from deployments.faults import Fault
-from deployments.last_words import Phase
 from deployments.oom import Cause
 from deployments.openai.errors import TYPES
+from deployments.phases import Phase
 from deployments.supervisor import State
 from vram.ladder import STEPS
 from vram.shortage import ShortageKind

@@ -13,19 +13,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-from deployments.last_words import LastWord, Phase, described, phase_of, shortened
-
-# What an executor calls of a worker. V1's and V2's runner are both behind it, on GPU and CPU.
-_WORKER_METHODS = {
-    "init_device": Phase.INIT_DEVICE,
-    "load_model": Phase.LOAD_MODEL,
-    "determine_available_memory": Phase.PROFILING,
-    "initialize_from_config": Phase.KV_ALLOCATION,
-    "compile_or_warm_up_model": Phase.WARM_UP,
-    "execute_model": Phase.EXECUTE_MODEL,
-    "sample_tokens": Phase.EXECUTE_MODEL,
-    "execute_dummy_batch": Phase.EXECUTE_MODEL,
-}
+from deployments.last_words import LastWord, described, shortened
+from deployments.phases import WORKER_METHODS, Phase, phase_of
 
 
 class BlackBox(logging.Handler):
@@ -50,7 +39,7 @@ class BlackBox(logging.Handler):
     def watch(self, worker: Any, device_type: str = "") -> None:
         """Write down what the methods of this worker raise."""
         self._device_type = device_type
-        for name, phase in _WORKER_METHODS.items():
+        for name, phase in WORKER_METHODS.items():
             method = getattr(worker, name, None)
             if method is not None:
                 setattr(worker, name, self._watched(method, phase))

@@ -17,8 +17,9 @@ from deployments.engines.protocol import (
     TokenStep,
 )
 from deployments.errors import EngineDied
-from deployments.faults import LOADING, Fault, InBatch, Rehearsal, death_of
+from deployments.faults import Fault, InBatch, Rehearsal, death_of
 from deployments.oom import Death
+from deployments.phases import LOADING
 from vram.settings import EngineSettings
 
 VOCAB_TOKENS = 256  # a token is a byte; the printable ones are given out

@@ -18,8 +18,8 @@ from deployments import allocator
 from deployments.engines.protocol import Listener, LoadFailed, Measurement, TokenRequest
 from deployments.errors import EngineDied, EngineMissing, Invalid, UnknownOption
 from deployments.faults import Fault
-from deployments.last_words import Phase
 from deployments.oom import Cause, Death, classify, death_from_exception
+from deployments.phases import Phase
 from vram.settings import EngineSettings
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from deployments.engines.protocol import LoadFailed, Measurement, TokenRequest, 
 from deployments.engines.transformers_faults import MortalBatch
 from deployments.errors import Invalid
 from deployments.faults import Fault, Rehearsal, carry_out
-from deployments.last_words import LastWord, Phase, described
+from deployments.last_words import LastWord, described
 from deployments.oom import Death, death_of
+from deployments.phases import Phase
 from deployments.processes import resident_bytes
 from vram.dtypes import canonical_dtype
 from vram.settings import EngineSettings

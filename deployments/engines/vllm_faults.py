@@ -12,17 +12,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from deployments.faults import Fault, InBatch, Rehearsal, carry_out
-from deployments.last_words import Phase
+from deployments.phases import LOADING, WORKER_METHODS, Phase
 
 FAULTS = "BALLAST_FAULTS"  # JSON of `_Told`
-
-_METHODS = {  # of a worker, as its executor calls them
-    "init_device": Phase.INIT_DEVICE,
-    "load_model": Phase.LOAD_MODEL,
-    "determine_available_memory": Phase.PROFILING,
-    "initialize_from_config": Phase.KV_ALLOCATION,
-    "compile_or_warm_up_model": Phase.WARM_UP,
-}
 
 
 class _Told(BaseModel):
@@ -79,8 +71,9 @@ def _rehearse_workers(rehearsal: Rehearsal) -> None:
 
 
 def _rehearse_worker(worker: Any, rehearsal: Rehearsal) -> None:
-    for name, phase in _METHODS.items():
-        setattr(worker, name, _entering(getattr(worker, name), phase, rehearsal))
+    for name, phase in WORKER_METHODS.items():
+        if phase in LOADING:
+            setattr(worker, name, _entering(getattr(worker, name), phase, rehearsal))
     init_device = worker.init_device
 
     @functools.wraps(init_device)

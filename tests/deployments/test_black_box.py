@@ -13,8 +13,9 @@ import pytest
 
 from deployments.engines import black_box, vllm_plugin
 from deployments.engines.black_box import BlackBox
-from deployments.last_words import LastWord, Phase, phase_of, read_lines
+from deployments.last_words import LastWord, read_lines
 from deployments.oom import death_of
+from deployments.phases import Phase, phase_of
 from vram.shortage import ShortageKind
 
 BATCH = SimpleNamespace(num_scheduled_tokens={"request-1": 7, "request-2": 1})

@@ -8,10 +8,10 @@ from test_keeper import Clients, Ladder, answer, generate, make_keeper, request
 
 from deployments.engines.fake import FakeEngine, Script
 from deployments.engines.protocol import Step
-from deployments.faults import LOADING, Fault, Way
+from deployments.faults import Fault, Way
 from deployments.keeper import Keeper
-from deployments.last_words import Phase
 from deployments.oom import Cause, Death
+from deployments.phases import LOADING, Phase
 
 NAMES = [f"request-{number}" for number in range(4)]
 ENDS: list[tuple[Way, Cause]] = [

@@ -5,17 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deployments.faults import (
-    LOADING,
-    Fault,
-    InBatch,
-    Rehearsal,
-    carry_out,
-    death_of,
-    message_of,
-)
-from deployments.last_words import Phase
+from deployments.faults import Fault, InBatch, Rehearsal, carry_out, death_of, message_of
 from deployments.oom import Cause, classify
+from deployments.phases import LOADING, Phase
 from vram.shortage import ShortageKind
 from vram.units import MIB
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from deployments.last_words import Phase
 from deployments.oom_messages import Cause, is_consequence, read
+from deployments.phases import Phase
 from vram.shortage import Shortage, ShortageKind
 from vram.units import GIB, MIB, gib_to_bytes
 

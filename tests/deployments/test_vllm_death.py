@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from deployments.engines.vllm import VLLMEngine, exit_codes_of
-from deployments.last_words import LastWord, Phase
+from deployments.last_words import LastWord
 from deployments.oom import Cause, Death, death_from_exception, death_of
+from deployments.phases import Phase
 from vram.shortage import Shortage, ShortageKind
 from vram.units import GIB
 

@@ -20,8 +20,8 @@ from deployments.engines.vllm_faults import FAULTS, Steps, environment
 from deployments.faults import Fault, Rehearsal
 from deployments.history import Attempt
 from deployments.keeper import Keeper
-from deployments.last_words import Phase
 from deployments.oom import Cause
+from deployments.phases import Phase
 from deployments.restarts import RestartLimit
 from deployments.supervisor import State, Supervisor
 from vram.ladder import Rung
