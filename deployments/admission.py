@@ -2,9 +2,7 @@
 
 import asyncio
 
-from deployments.errors import Busy
-
-GONE_RETRY_AFTER_S = 30  # by then Ray Serve has put another replica in the place of this one
+from deployments.errors import GONE_RETRY_AFTER_S, Busy
 
 
 class WaitingRoom:

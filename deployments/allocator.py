@@ -1,9 +1,10 @@
 """How torch's CUDA allocator is told to behave: by the environment that its process starts with."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
+from deployments.environment import changed
 from vram.settings import EngineSettings
 
 # torch 2.9 renamed it; later versions read both, the first one first.
@@ -21,16 +22,6 @@ def variables(settings: EngineSettings, environment: Mapping[str, str]) -> dict[
     return dict.fromkeys(VARIABLES, conf)
 
 
-@contextmanager
-def environment(settings: EngineSettings) -> Iterator[None]:
+def environment(settings: EngineSettings) -> AbstractContextManager[None]:
     """Processes that start inside have an allocator as the settings say."""
-    before = {name: os.environ.get(name) for name in VARIABLES}
-    os.environ.update(variables(settings, os.environ))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return changed(variables(settings, os.environ))

@@ -3,6 +3,7 @@
 from vram.errors import BallastError, Invalid
 
 __all__ = [
+    "GONE_RETRY_AFTER_S",
     "BallastError",
     "Busy",
     "EngineDied",
@@ -15,6 +16,7 @@ __all__ = [
     "UnknownOption",
 ]
 
+GONE_RETRY_AFTER_S = 30  # by then Ray Serve has put another replica in the place of a failed one
 # vLLM's OpenAI layer passes the text of an error on, and not its class.
 POISON_SENTENCE = "This request ends the engine:"
 

@@ -5,7 +5,6 @@ Thin: what it finds out goes into `Facts`, what comes out of them to the keeper 
 
 import asyncio
 import time
-import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -19,6 +18,7 @@ from deployments.keeper import Keeper
 from deployments.remembered import Remembered
 from deployments.settings_store import SettingsStore
 from deployments.supervisor import State
+from deployments.ticker import Ticker
 from vram.settings import EngineSettings
 
 TICK_S = 5.0
@@ -57,7 +57,6 @@ class Healer:
         self._lease_s = lease_s
         self._remember = remember
         self._room_for = room
-        self._tick_s = tick_s
         self._clock = clock
         self._name = uuid.uuid4().hex
         self._written: Remembered | None = None  # what the store has of this replica's course
@@ -67,28 +66,17 @@ class Healer:
         self._room_since_s: float | None = None
         self._room_of: tuple[int, float] = (0, float("-inf"))  # generation, time
         self._holds_lease = False
-        self._task: asyncio.Task[None] | None = None
+        self._ticker = Ticker(
+            self.look, every_s=tick_s, model=keeper.model, failure="healer_failed"
+        )
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._ticker.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            # What ended it was said then: who stops it has an engine to end after that.
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._ticker.stop()
         if self._holds_lease:
             self._store.release_lease(self._name)
-
-    async def _run(self) -> None:
-        try:
-            while True:
-                await asyncio.sleep(self._tick_s)
-                await self.look()
-        except Exception:
-            # Not `log.exception`: it may print local variables, and keys are among them.
-            log.error("healer_failed", model=self._keeper.model, error=traceback.format_exc())
-            raise
 
     async def look(self) -> None:
         """Once."""

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from deployments import processes
 from deployments.engines.protocol import Engine
 from deployments.errors import EngineDied
 from deployments.keeper import Keeper
+from deployments.ticker import Ticker
 from deployments.watchdog import Facts, Patience, Watchdog
 
 TICK_S = 1.0
@@ -36,28 +36,16 @@ class Watcher:
         self._keeper = keeper
         self._watchdog = Watchdog(patience, tick_s=tick_s)
         self._processes = EngineProcesses(keeper.engine, clock, answer_s=min(_ANSWER_S, tick_s))
-        self._tick_s = tick_s
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
+        self._ticker = Ticker(
+            self._look, every_s=tick_s, model=keeper.model, failure="watcher_failed"
+        )
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._ticker.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            # What ended it was said then: who stops it has an engine to end after that.
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        try:
-            while True:
-                await asyncio.sleep(self._tick_s)
-                await self._look()
-        except Exception:
-            # Not `log.exception`: it may print local variables, and keys are among them.
-            log.error("watcher_failed", model=self._keeper.model, error=traceback.format_exc())
-            raise
+        await self._ticker.stop()
 
     async def _look(self) -> None:
         watched = self._keeper.watched()

@@ -94,7 +94,7 @@ def _disturbed(case: Case, settings: EngineSettings) -> Iterator[Group]:
     # With the cache in bytes nothing is measured that another process could disturb.
     if settings.kv_cache_memory_bytes is None:
         yield changes.cache_in_bytes(case, settings)
-    yield from _cache_allocation(case, settings)
+    yield from _smaller_cache(case, settings)
 
 
 def _no_cache_blocks(case: Case, settings: EngineSettings) -> Iterator[Group]:
@@ -131,7 +131,7 @@ def _too_many_sequences(case: Case, settings: EngineSettings) -> Iterator[Group]
     yield from _no_cache_blocks(case, settings)
 
 
-def _cache_allocation(case: Case, settings: EngineSettings) -> Iterator[Group]:
+def _smaller_cache(case: Case, settings: EngineSettings) -> Iterator[Group]:
     if case.shortage.is_fragmented:
         yield changes.expandable(case, settings)
     yield changes.smaller_cache(case, settings, less_bytes(case))
@@ -142,22 +142,13 @@ def _cache_allocation(case: Case, settings: EngineSettings) -> Iterator[Group]:
 
 def _graph_capture(case: Case, settings: EngineSettings) -> Iterator[Group]:
     yield _from(changes.fewer_graphs(case, settings), 2 * case.repeats - 1)
-    yield from _cache_allocation(case, settings)
+    yield from _smaller_cache(case, settings)
 
 
 def _warm_up(case: Case, settings: EngineSettings) -> Iterator[Group]:
     if case.repeats <= 2:
         yield changes.fewer_sequences(case, settings)
-    yield from _cache_allocation(case, settings)
-
-
-def _run_time(case: Case, settings: EngineSettings) -> Iterator[Group]:
-    if case.shortage.is_fragmented:
-        yield changes.expandable(case, settings)
-    yield changes.smaller_cache(case, settings, less_bytes(case))
-    yield from _beside_smaller_cache(case, settings)
-    yield _from(changes.fewer_sequences(case, settings), case.repeats)
-    yield from _least(case, settings)
+    yield from _smaller_cache(case, settings)
 
 
 def _unknown(case: Case, settings: EngineSettings) -> Iterator[Group]:
@@ -169,7 +160,7 @@ def _unknown(case: Case, settings: EngineSettings) -> Iterator[Group]:
     yield tuple(
         Change(name=rung.name, settings=_at_most(rung.settings, settings)) for rung in rungs[1:]
     )
-    yield from _run_time(case, settings)
+    yield from _smaller_cache(case, settings)
 
 
 def _same_again(case: Case, settings: EngineSettings) -> Iterator[Group]:
@@ -260,10 +251,10 @@ _ANSWERS: dict[ShortageKind, Callable[[Case, EngineSettings], Iterator[Group]]] 
     ShortageKind.NO_CACHE_BLOCKS: _no_cache_blocks,
     ShortageKind.CONTEXT_TOO_LONG: _context_too_long,
     ShortageKind.TOO_MANY_SEQUENCES: _too_many_sequences,
-    ShortageKind.CACHE_ALLOCATION: _cache_allocation,
+    ShortageKind.CACHE_ALLOCATION: _smaller_cache,
     ShortageKind.GRAPH_CAPTURE: _graph_capture,
     ShortageKind.WARM_UP: _warm_up,
-    ShortageKind.RUN_TIME: _run_time,
-    ShortageKind.OUTSIDE_ALLOCATOR: _run_time,
+    ShortageKind.RUN_TIME: _smaller_cache,
+    ShortageKind.OUTSIDE_ALLOCATOR: _smaller_cache,
     ShortageKind.UNKNOWN: _unknown,
 }

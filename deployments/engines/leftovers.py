@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+from deployments import environment
+
 NAMES = "names-in-dev-shm"
 _NAMES_VARIABLE = "BALLAST_NAMES"
 _SHARED_MEMORY = Path("/dev/shm")
@@ -24,22 +26,14 @@ _LONGEST_FOLDER = 107 - 1 - 36
 def kept_in(folder: Path) -> Iterator[None]:
     """Processes that start inside put their temporary files, sockets and notes into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    changed = {_NAMES_VARIABLE: str(folder / NAMES)}
+    variables = {_NAMES_VARIABLE: str(folder / NAMES)}
     if len(str(folder)) <= _LONGEST_FOLDER:
-        changed["TMPDIR"] = changed["VLLM_RPC_BASE_PATH"] = str(folder)
+        variables["TMPDIR"] = variables["VLLM_RPC_BASE_PATH"] = str(folder)
         # Compiled kernels outlive the engine that made them.
         compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
-        changed["TORCHINDUCTOR_CACHE_DIR"] = os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled)
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
+        variables["TORCHINDUCTOR_CACHE_DIR"] = os.environ.get("TORCHINDUCTOR_CACHE_DIR", compiled)
+    with environment.changed(variables):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def note_names() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Send
 
-from deployments.errors import Busy, Fatal, Invalid, Poison
+from deployments.errors import GONE_RETRY_AFTER_S, Busy, Fatal, Invalid, Poison
 from deployments.openai.wire import send_json
 
 TYPES = {
@@ -19,7 +19,6 @@ TYPES = {
     503: "server_error",
     507: "insufficient_memory_error",  # a request that ends the engine
 }
-GONE_RETRY_AFTER_S = 30  # by then Ray Serve has put another replica in the place of a failed one
 
 
 class RequestError(Invalid):

@@ -355,7 +355,7 @@ async def test_the_healer_looks_by_itself_until_it_is_stopped(
     make: Make, store: SettingsStore
 ) -> None:
     replica = make()
-    replica.healer._tick_s = 0.001
+    replica.healer._ticker._every_s = 0.001
     await replica.keeper.start()
     replica.healer.start()
     await replica.dies()

@@ -181,8 +181,8 @@ async def test_stopping_does_not_raise_what_ended_the_watcher(ladder: Ladder) ->
     keeper.engine = keeper._handover._engine = Broken()
     await keeper.start()
     watcher = watch(keeper, SOON)
-    assert watcher._task is not None
-    await asyncio.wait((watcher._task,), timeout=5)
-    assert watcher._task.done()
+    assert watcher._ticker._task is not None
+    await asyncio.wait((watcher._ticker._task,), timeout=5)
+    assert watcher._ticker._task.done()
     await watcher.stop()
     await keeper.stop()
