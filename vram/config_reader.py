@@ -122,8 +122,8 @@ class ConfigReader:
         return value
 
     def _value(self, key: str) -> Any:
-        value = self._config.get(key)
-        return self._defaults.get(key) if value is None else value
+        # A key that says null says that there is none: DeepSeek-V2-Lite's `q_lora_rank`.
+        return self._config[key] if key in self._config else self._defaults.get(key)
 
     def _first(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vram.architectures import ARCHITECTURES, Builder
+from vram.class_defaults import class_defaults
 from vram.config_reader import ConfigReader
 from vram.dtypes import canonical_dtype
 from vram.errors import UnknownArchitecture
@@ -78,8 +79,8 @@ class ModelShape:
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> "ModelShape":
         """Reads a Hugging Face config.json; says what is missing instead of assuming it."""
-        read = ConfigReader(config)
-        name, builder = _architecture(read)
+        name, builder = _architecture(ConfigReader(config))
+        read = ConfigReader(config, defaults=class_defaults(name))
         body = builder(read)
         quantization = _quantization(read)
         kinds, order = _blocks(body, quantization)

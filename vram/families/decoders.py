@@ -131,7 +131,7 @@ def head_counts(read: ConfigReader, default_head_dim: int | None = None) -> tupl
     if num_heads % num_kv_heads:
         raise Invalid(
             f"config.json: {num_heads} attention heads do not divide "
-            f"into {num_kv_heads} key-value heads",
+            f"into {num_kv_heads} key-value heads (num_key_value_heads)",
             "num_key_value_heads",
         )
     head_dim = read.integer(
