@@ -80,7 +80,7 @@ class Seam:
         data = data_of(event)
         if data == DONE:
             self._check_all_told()
-            return event
+            return b"" if self._told.is_over else event
         chunk = _chunk(data)
         if chunk is None:
             return event

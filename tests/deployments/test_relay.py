@@ -17,9 +17,12 @@ from deployments.keeper import Keeper
 from deployments.openai.app import build_openai_app
 from deployments.openai.tokenizers import ByteTokenizer
 from deployments.policy import fixed
+from deployments.relay.answer import RelayedAnswer
 from deployments.relay.copies import Copies
 from deployments.relay.directory import Directory
 from deployments.relay.forward import Forward
+from deployments.relay.frames import Frame, Kind
+from deployments.relay.heads import ResponseHead
 from deployments.relay.port import Address, ReplicaPort
 from deployments.relay.token_notes import TokenNotation
 from deployments.restarts import RestartLimit
@@ -220,6 +223,20 @@ def test_a_client_hears_the_same_whenever_its_replicas_die(
 
     undisturbed, disturbed = asyncio.run(run())
     assert disturbed == undisturbed
+
+
+def test_a_stream_whose_replica_dies_behind_its_last_event_ends_once() -> None:
+    head = ResponseHead(status=200, headers=(("content-type", "text/event-stream"),))
+    choice = {"index": 0, "text": "hi", "finish_reason": "stop"}
+    events = b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({"choices": [choice]}).encode()
+    answer, heard = RelayedAnswer("/v1/completions"), b""
+    for last in (Kind.NOTES, Kind.END):  # the first replica does not come to its end
+        assert answer.begin() is None
+        for kind, payload in ((Kind.HEAD, head.encoded()), (Kind.BODY, events), (last, b"")):
+            messages = answer.hear(Frame(kind, payload))
+            heard += b"".join(message.get("body", b"") for message in messages)
+    assert answer.is_done
+    assert heard == events
 
 
 async def test_the_engine_goes_on_behind_the_last_token_and_does_not_begin_again(
