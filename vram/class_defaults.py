@@ -32,6 +32,7 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "GPTBigCode": {"multi_query": True},
         "GptOss": {"num_key_value_heads": 8, "attention_bias": True},
         "Jamba": {"num_key_value_heads": 8},
+        "Llama4": {"num_key_value_heads": 8},
         "Mamba2": {"tie_word_embeddings": False},
         "MiniMaxM2": {"num_key_value_heads": 8, "head_dim": 128},
         "Mistral": {"num_key_value_heads": 8},
@@ -42,6 +43,14 @@ CLASS_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "Qwen2Moe": {"num_key_value_heads": 16, "shared_expert_intermediate_size": 5632},
         "Qwen2VL": {"num_key_value_heads": 8},
         "Qwen2_5_VL": {"num_key_value_heads": 8},
+        "Qwen3VL": {"num_key_value_heads": 32, "head_dim": 128},
+        "Qwen3VLMoe": {"num_key_value_heads": 16, "head_dim": 128},
+        "Qwen3_5": {"num_key_value_heads": 4, "head_dim": 256},
+        "Qwen3_5Moe": {
+            "num_key_value_heads": 2,
+            "head_dim": 256,
+            "shared_expert_intermediate_size": 512,
+        },
         "Qwen3": {"num_key_value_heads": 32, "head_dim": 128},
         "Qwen3Moe": {"num_key_value_heads": 4},
         "Qwen3Next": {

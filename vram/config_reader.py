@@ -28,7 +28,7 @@ class ConfigReader:
             )
         self._config = config
         self._where = where
-        self._defaults = defaults or {}
+        self.defaults = defaults or {}
 
     def has(self, key: str) -> bool:
         return self._value(key) is not None
@@ -123,7 +123,7 @@ class ConfigReader:
 
     def _value(self, key: str) -> Any:
         # A key that says null says that there is none: DeepSeek-V2-Lite's `q_lora_rank`.
-        return self._config[key] if key in self._config else self._defaults.get(key)
+        return self._config[key] if key in self._config else self.defaults.get(key)
 
     def _first(self, keys: tuple[str, ...]) -> tuple[str, Any]:
         for key in keys:

@@ -27,6 +27,9 @@ MODEL_TYPES = {
     "Qwen2_5_VL": "qwen2_5_vl",
     "Qwen3Moe": "qwen3_moe",
     "Qwen3Next": "qwen3_next",
+    "Qwen3VL": "qwen3_vl",
+    "Qwen3VLMoe": "qwen3_vl_moe",
+    "Qwen3_5Moe": "qwen3_5_moe",
 }
 
 
@@ -65,6 +68,25 @@ def test_a_key_that_has_the_class_s_value_may_be_left_out(model: str, key: str) 
     whole = ModelShape.from_config(config)
     assert without(model, key).parameter_count == whole.parameter_count
     assert without(model, key).num_kv_heads == whole.num_kv_heads
+
+
+@pytest.mark.parametrize(
+    ("model", "section", "key"),
+    [
+        ("llama-4-scout", "text_config", "num_key_value_heads"),
+        ("qwen3.5-27b", "text_config", "head_dim"),
+        ("qwen3.5-27b", "vision_config", "hidden_size"),
+        ("qwen3-vl-8b", "vision_config", "deepstack_visual_indexes"),
+        ("qwen3-vl-8b", "vision_config", "patch_size"),
+        ("qwen2-vl-7b", "vision_config", "embed_dim"),
+        ("qwen2.5-vl-7b", "vision_config", "out_hidden_size"),
+    ],
+)
+def test_a_key_of_a_part_may_be_left_out_too(model: str, section: str, key: str) -> None:
+    config = json.loads((CONFIGS / model / "config.json").read_text())
+    whole = ModelShape.from_config(config).parameter_count
+    del config[section][key]
+    assert ModelShape.from_config(config).parameter_count == whole
 
 
 @pytest.mark.parametrize("model", ["qwen2.5-7b", "gemma-2b"])

@@ -61,24 +61,31 @@ LLAMA_TEXT: Mapping[str, Any] = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
+QWEN2_TOWER = {"embed_dim": 1280, "hidden_size": 3584}
+QWEN2_5_TOWER = {"hidden_size": 3584, "out_hidden_size": 3584}
+QWEN3_5_TOWER = {"hidden_size": 1152, "out_hidden_size": 3584, "patch_size": 16}
+QWEN3_TOWER = {**QWEN3_5_TOWER, "deepstack_visual_indexes": [8, 16, 24]}
 TEXT_DEFAULTS = {"llama": LLAMA_TEXT, "mistral": MISTRAL_TEXT}
 
 
 def qwen2_vl(read: ConfigReader) -> Body:
-    return _with_tower(build(QWEN2, _text(read)), towers.qwen(read.section("vision_config"), "2"))
+    tower = towers.qwen(read.section("vision_config", QWEN2_TOWER), "2")
+    return _with_tower(build(QWEN2, _text(read)), tower)
 
 
 def qwen2_5_vl(read: ConfigReader) -> Body:
-    return _with_tower(build(QWEN2, _text(read)), towers.qwen(read.section("vision_config"), "2.5"))
+    tower = towers.qwen(read.section("vision_config", QWEN2_5_TOWER), "2.5")
+    return _with_tower(build(QWEN2, _text(read)), tower)
 
 
 def qwen3_vl(read: ConfigReader) -> Body:
-    return _with_tower(build(QWEN3, _text(read)), towers.qwen(read.section("vision_config"), "3"))
+    tower = towers.qwen(read.section("vision_config", QWEN3_TOWER), "3")
+    return _with_tower(build(QWEN3, _text(read)), tower)
 
 
 def qwen3_vl_moe(read: ConfigReader) -> Body:
-    decoder = ROUTED["Qwen3MoeForCausalLM"]
-    return _with_tower(build(decoder, _text(read)), towers.qwen(read.section("vision_config"), "3"))
+    tower = towers.qwen(read.section("vision_config", QWEN3_TOWER), "3")
+    return _with_tower(build(ROUTED["Qwen3MoeForCausalLM"], _text(read)), tower)
 
 
 def qwen3_5(read: ConfigReader) -> Body:
@@ -88,7 +95,7 @@ def qwen3_5(read: ConfigReader) -> Body:
     body = hybrids.qwen_hybrid(
         text, ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"), feed_forward
     )
-    return _with_tower(body, towers.qwen(read.section("vision_config"), "3"))
+    return _with_tower(body, towers.qwen(read.section("vision_config", QWEN3_5_TOWER), "3"))
 
 
 def gemma3(read: ConfigReader) -> Body:
@@ -133,7 +140,7 @@ def llava(read: ConfigReader) -> Body:
 
 def llama4(read: ConfigReader) -> Body:
     body = build(ROUTED["Llama4ForCausalLM"], _text(read))
-    vision = read.section("vision_config")
+    vision = read.section("vision_config", {"vision_output_dim": 7680})
     joint = linear(
         "multi_modal_projector.linear_1",
         whole(body.hidden_size),
@@ -146,7 +153,7 @@ def _text(read: ConfigReader) -> ConfigReader:
     """The language model's part; the first Qwen2-VL configs were flat."""
     if not read.has("text_config"):
         return read
-    return read.section("text_config", _outer(read, {}))
+    return read.section("text_config", _outer(read, read.defaults))
 
 
 def _outer(read: ConfigReader, defaults: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ class Tower:
 
 def qwen(read: ConfigReader, generation: str) -> Tower:
     """The towers of Qwen2-VL ("2"), Qwen2.5-VL ("2.5"), Qwen3-VL and Qwen3.5 ("3")."""
-    size = read.integer("embed_dim", "hidden_size", default=1280)
+    size = read.integer("embed_dim", "hidden_size")
     depth = read.layers("depth")
     num_heads = read.heads("num_heads")
     merge = read.integer("spatial_merge_size", default=2)
