@@ -4,16 +4,14 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cluster.yaml_file import load_yaml, sentence
 from placement.nodes import UNKNOWN_RAM_BYTES, Node
 from placement.words import MOST_GPUS
 from vram.errors import Invalid
 from vram.gpu import WITHOUT_BFLOAT16, WITHOUT_FLOAT8, Device, device_named
-from vram.units import GIB, MIB, gib_to_bytes
-
-LARGEST_FILE_BYTES = 4 * MIB
+from vram.units import GIB, gib_to_bytes
 
 
 class _Strict(BaseModel):
@@ -63,25 +61,13 @@ def read_inventory_file(path: Path) -> tuple[Node, ...]:
     try:
         return _nodes(InventoryFile.model_validate(_load(path)))
     except ValidationError as error:
-        raise Invalid(f"{path}: {_sentence(error)}", "inventory") from None
+        raise Invalid(f"{path}: {sentence(error)}", "inventory") from None
     except Invalid as error:
         raise Invalid(f"{path}: {error}", "inventory") from None
 
 
 def _load(path: Path) -> object:
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE_BYTES + 1)
-    except OSError as error:
-        raise Invalid(f"it can't be read: {error.strerror}") from None
-    if len(content) > LARGEST_FILE_BYTES:
-        raise Invalid(f"it is above {LARGEST_FILE_BYTES // MIB} MiB and is not read")
-    try:
-        document: object = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Invalid(
-            f"this is neither YAML nor JSON: {' '.join(str(error).split())[:200]}"
-        ) from None
+    document: object = load_yaml(path)
     if not isinstance(document, dict):
         raise Invalid("an inventory is a mapping with `nodes:`")
     return document
@@ -126,14 +112,3 @@ def _of_entry(entry: NodeEntry, first: int) -> list[Node]:
         )
         for index in range(entry.count)
     ]
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {place}: remove it or correct its spelling{more}"
-    if first["type"] == "missing":
-        return f"{place} is missing{more}"
-    return f"{place}: {first['msg']}{more}"

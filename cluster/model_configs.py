@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from cluster.yaml_file import load_yaml, sentence
 from deployments.config import ModelConfig
 from deployments.errors import Invalid
-from vram.units import MIB
 
 MODEL_PATH = "deployments.app:build"
-# A config is some kilobytes; what is above this is something else.
-LARGEST_FILE_BYTES = 4 * MIB
 
 
 def read_model_configs(path: Path) -> tuple[ModelConfig, ...]:
@@ -24,22 +21,6 @@ def read_model_configs(path: Path) -> tuple[ModelConfig, ...]:
         return _models(load_yaml(path))
     except Invalid as error:
         raise Invalid(f"{path}: {error}", error.setting) from None
-
-
-def load_yaml(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise Invalid("there is no such file") from None
-    except OSError as error:
-        raise Invalid(f"it can't be read: {error.strerror}") from None
-    if len(content) > LARGEST_FILE_BYTES:
-        raise Invalid(f"it is above {LARGEST_FILE_BYTES // MIB} MiB and is not read")
-    try:
-        return yaml.safe_load(content.decode())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise Invalid(f"this is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _models(document: Any) -> tuple[ModelConfig, ...]:
@@ -65,15 +46,3 @@ def _model(args: Any, where: str) -> ModelConfig:
         raise Invalid(sentence(error, where)) from None
     except Invalid as error:
         raise Invalid(f"{where}: {error}", error.setting) from None
-
-
-def sentence(error: ValidationError, where: str) -> str:
-    """The first of pydantic's problems, with the place in the file."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {place}: remove it or correct its spelling{more}"
-    if first["type"] == "missing":
-        return f"{place} is missing{more}"
-    return f"{place}: {first['msg'].removeprefix('Value error, ')}{more}"

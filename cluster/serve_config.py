@@ -14,7 +14,8 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from cluster.model_configs import MODEL_PATH, load_yaml, sentence
+from cluster.model_configs import MODEL_PATH
+from cluster.yaml_file import load_yaml, sentence
 from deployments.config import GatewayConfig, ModelConfig
 from deployments.errors import Invalid
 from deployments.guards.api_keys import load_api_keys

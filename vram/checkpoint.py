@@ -3,17 +3,16 @@
 A header is written by whoever made the file: its length is checked before a byte of it is read.
 """
 
-import json
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from vram.dtypes import dtype_bytes
 from vram.errors import Invalid
+from vram.json_file import parsed, read_bounded
 from vram.model import ModelShape
 from vram.units import MIB, gib
 from vram.weights import checkpoint_bits
@@ -87,16 +86,7 @@ def read_folder(folder: Path) -> Checkpoint | None:
 
 def _index_of(folder: Path) -> bytes | None:
     path = folder / INDEX
-    if not path.is_file():
-        return None
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_INDEX_BYTES + 1)
-    except OSError as error:
-        raise Invalid(f"{path} cannot be read: {error.strerror}", "model") from error
-    if len(text) > LARGEST_INDEX_BYTES:
-        raise Invalid(f"{path} is above {LARGEST_INDEX_BYTES} bytes and is not read", "model")
-    return text
+    return read_bounded(path, LARGEST_INDEX_BYTES) if path.is_file() else None
 
 
 def _paths_of_one_model(folder: Path, index: bytes | None) -> list[Path] | None:
@@ -149,17 +139,6 @@ def read_index(text: bytes, name: str) -> Checkpoint:
     if isinstance(total, bool) or not isinstance(total, (int, float)) or not 0 < total < 1 << 50:
         raise Invalid(f"{name} has no metadata.total_size", "model")
     return Checkpoint(total_bytes=int(total))
-
-
-def parsed(text: bytes, name: str) -> dict[str, Any]:
-    """A JSON object, or one clear error."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"{name} is not JSON: {str(error)[:100]}", "model") from error
-    if not isinstance(found, dict):
-        raise Invalid(f"{name} holds a {type(found).__name__}, not an object", "model")
-    return found
 
 
 def with_checkpoint(shape: ModelShape, checkpoint: Checkpoint) -> ModelShape:

@@ -1,11 +1,11 @@
 """Fetches a model's config.json: from a folder, the Hugging Face cache, or the Hub. No weights."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from vram.errors import Invalid
+from vram.json_file import parsed, read_bounded
 from vram.units import MIB
 
 # Real ones are 1 to 40 kB; a file above this is not a config, and is not read.
@@ -65,17 +65,4 @@ def _from_hub(name: str) -> Path:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise Invalid(f"{path} cannot be read: {error.strerror}", "model") from error
-    if len(text) > LARGEST_CONFIG_BYTES:
-        raise Invalid(f"{path} is above {LARGEST_CONFIG_BYTES} bytes and is not read", "model")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Invalid(f"{path} is not JSON: {str(error)[:100]}", "model") from error
-    if not isinstance(config, dict):
-        raise Invalid(f"{path} holds a {type(config).__name__}, not an object", "model")
-    return config
+    return parsed(read_bounded(path, LARGEST_CONFIG_BYTES), str(path))
