@@ -170,13 +170,13 @@ def test_the_largest_possible_config_is_read_in_a_moment_and_in_little_memory(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(_config("llama-3.1-8b") | change))
     tracemalloc.start()
-    started = time.perf_counter()
+    started_s = time.process_time()  # of this process: the machine may be busy
     try:
         shape = ModelShape.from_config(read_config(str(tmp_path)))
         estimate(shape, settings_with(), H200)
     except Invalid:
         pass
-    elapsed_s = time.perf_counter() - started
+    elapsed_s = time.process_time() - started_s
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert elapsed_s < 5  # 1 s without the tracing of every allocation
