@@ -1,10 +1,13 @@
 """The shape of the model that a configuration names."""
 
 import os
+from pathlib import Path
 
 from deployments.config import ModelConfig
 from deployments.engines.registry import engine_versions
 from deployments.learning import with_calibration
+from vram.checkpoint import read_folder, with_checkpoint
+from vram.errors import Invalid
 from vram.hub import read_config
 from vram.model import ModelShape
 
@@ -25,11 +28,17 @@ _FAKE = {
 
 
 def shape_of(config: ModelConfig) -> ModelShape:
-    """Read from `config.json`, with what its loads here have taken.
+    """From `config.json` and a folder's headers, with what its loads here have taken.
 
-    Raises `Invalid` if there is none or if it makes no sense.
+    Raises `Invalid`, with the model's name, if there is none or if it makes no sense.
     """
     if config.engine == "fake":
         return ModelShape.from_config(_FAKE)
-    shape = ModelShape.from_config(read_config(config.model))
+    folder = Path(config.model).expanduser()
+    try:
+        shape = ModelShape.from_config(read_config(config.model))
+        checkpoint = read_folder(folder) if folder.is_dir() else None
+        shape = with_checkpoint(shape, checkpoint) if checkpoint else shape
+    except Invalid as error:
+        raise Invalid(f"{config.name}: {error}", error.setting) from error
     return with_calibration(shape, os.environ, engine_versions())

@@ -1,5 +1,7 @@
 """What a model's config asks for is what it is served with."""
 
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from pydantic import ValidationError
 from deployments.config import ModelConfig
 from deployments.errors import Invalid
 from deployments.planning import make_plan
+from deployments.shapes import shape_of
 from placement.inventory import nodes_from_ray
 from placement.nodes import Node
 from placement.words import nodes_from_words
@@ -150,3 +153,17 @@ def test_objectives_that_are_taken_do_change_the_plan() -> None:
         make_plan(config(objective="latency", tensor_parallel_size=4))[0]
         != make_plan(config(tensor_parallel_size=4))[0]
     )
+
+
+def test_a_plan_counts_what_the_files_of_a_folder_hold(tmp_path: Path) -> None:
+    """As `ballast estimate` does."""
+    (tmp_path / "config.json").write_bytes((REAL / "qwen2.5-0.5b/config.json").read_bytes())
+    wished = config(str(tmp_path))
+    number = round(shape_of(wished).parameter_count * 1.1)
+    header = {"w": {"dtype": "BF16", "shape": [number], "data_offsets": [0, 2 * number]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    assert shape_of(wished).checkpoint_ratio == pytest.approx(1.1, rel=1e-3)
+    (tmp_path / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(Invalid, match=r"^m: model\.safetensors is not a safetensors file"):
+        shape_of(wished)
