@@ -3,8 +3,8 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import structlog
 from starlette.types import ASGIApp
@@ -12,30 +12,22 @@ from starlette.types import ASGIApp
 from deployments import orphans
 from deployments.cards import cards_of
 from deployments.config import ModelConfig
-from deployments.diagnosis import diagnose
 from deployments.engines.fake import FakeEngine, Script
-from deployments.engines.protocol import Engine, TokenRequest
-from deployments.engines.registry import check_installed, engine_versions
-from deployments.errors import UnknownOption
+from deployments.engines.protocol import Engine, Step, TokenRequest
+from deployments.engines.registry import check_installed
+from deployments.errors import BallastError, LadderExhausted, UnknownOption
 from deployments.healer import Healer
 from deployments.keeper import Keeper
 from deployments.load_check import LoadCheck
 from deployments.openai.tokenizers import ByteTokenizer, Tokenizer, TransformersTokenizer
-from deployments.policy import fixed
+from deployments.recovery import store_of, supervisor_of
 from deployments.relay.copies import Copies
 from deployments.relay.token_notes import TokenNotation
-from deployments.restarts import RestartLimit
-from deployments.settings_store import SettingsStore, state_folder
-from deployments.shapes import shape_of
+from deployments.settings_store import SettingsStore
 from deployments.streams import Streams
-from deployments.supervisor import Supervisor
 from deployments.watchdog import Patience
 from deployments.watcher import Watcher
-from vram.calibration import shape_hash
-from vram.case import Case, Model, Tried
-from vram.ladder import fixed_ladder
 from vram.plan import Plan
-from vram.shortage import Shortage, ShortageKind
 
 log = structlog.get_logger(__name__)
 
@@ -84,24 +76,14 @@ async def _start_vllm(config: ModelConfig, plan: Plan, placement_group: Any) -> 
     )
     core = vllm_front.JournaledCore()
     copies = Copies(VLLMNotation(), core.on_step) if config.recovery.survive_replica else None
-    store, check = _store(config, plan), LoadCheck(config, plan, placement_group)
-    keeper: Keeper[Any] = Keeper(
-        config.name,
-        engine,
-        _supervisor(config, plan, store),
-        on_step=copies.on_step if copies else core.on_step,
-        on_give_up=core.on_give_up,
-        on_refusal=core.on_refusal,
-        isolation_s=config.recovery.isolation_s,
-        before_load=check,
-    )
-    core.attach(copies.above(keeper) if copies else keeper, engine)
-    async with _loaded(keeper, config) as watcher:
+    kept = _keep(config, plan, placement_group, engine, core, copies)
+    core.attach(copies.above(kept.keeper) if copies else kept.keeper, engine)
+    async with _loaded(kept.keeper, config) as watcher:
         assert engine.config is not None
         joins_deltas = copies is None or not has_parsers(args)
         llm = vllm_front.make_llm(core, engine.config, joins_deltas=joins_deltas)
         app = Verdicts(await vllm_front.make_app(llm, args))
-        return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
+        return Serving(kept.keeper, app, watcher, _healer(kept, config))
 
 
 async def _see_cards(placement_group: Any) -> Any:
@@ -129,17 +111,8 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
     engine, tokenizer = _token_engine(config, plan, placement_group)
     streams = Streams()
     copies = Copies(TokenNotation(), streams.on_step) if config.recovery.survive_replica else None
-    store, check = _store(config, plan), LoadCheck(config, plan, placement_group)
-    keeper: Keeper[TokenRequest] = Keeper(
-        config.name,
-        engine,
-        _supervisor(config, plan, store),
-        on_step=copies.on_step if copies else streams.on_step,
-        on_give_up=streams.on_give_up,
-        on_refusal=streams.on_refusal,
-        isolation_s=config.recovery.isolation_s,
-        before_load=check,
-    )
+    kept = _keep(config, plan, placement_group, engine, streams, copies)
+    keeper = kept.keeper
     streams.attach(copies.above(keeper) if copies else keeper)
 
     def max_model_len() -> int:
@@ -156,7 +129,49 @@ async def _start_tokens(config: ModelConfig, plan: Plan, placement_group: Any) -
             wait_s=config.recovery.wait_s,
             max_waiting=config.recovery.max_waiting,
         )
-        return Serving(keeper, app, watcher, _healer(keeper, config, store, check))
+        return Serving(keeper, app, watcher, _healer(kept, config))
+
+
+class _Voice(Protocol):
+    """What is above a keeper: it hears of tokens, and of requests that get no more of them."""
+
+    def on_step(self, step: Step) -> None: ...
+
+    def on_give_up(self, error: LadderExhausted) -> None: ...
+
+    def on_refusal(self, request_id: str, error: BallastError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A keeper, and what its healer is to know besides."""
+
+    keeper: Keeper[Any]
+    store: SettingsStore
+    check: LoadCheck
+
+
+def _keep(
+    config: ModelConfig,
+    plan: Plan,
+    placement_group: Any,
+    engine: Engine[Any],
+    voice: _Voice,
+    copies: Copies[Any, Any] | None,
+) -> _Kept:
+    """With copies between keeper and voice, where a relay is to have them."""
+    store, check = store_of(config, plan), LoadCheck(config, plan, placement_group)
+    keeper: Keeper[Any] = Keeper(
+        config.name,
+        engine,
+        supervisor_of(config, plan, store),
+        on_step=copies.on_step if copies else voice.on_step,
+        on_give_up=voice.on_give_up,
+        on_refusal=voice.on_refusal,
+        isolation_s=config.recovery.isolation_s,
+        before_load=check,
+    )
+    return _Kept(keeper, store, check)
 
 
 @asynccontextmanager
@@ -177,40 +192,18 @@ async def _loaded(keeper: Keeper[Any], config: ModelConfig) -> AsyncIterator[Wat
         raise
 
 
-def _healer(
-    keeper: Keeper[Any], config: ModelConfig, store: SettingsStore, check: LoadCheck
-) -> Healer:
+def _healer(kept: _Kept, config: ModelConfig) -> Healer:
     """From the first load on."""
     healer = Healer(
-        keeper,
-        store,
+        kept.keeper,
+        kept.store,
         heal_after_s=config.recovery.heal_after_s,
         remember=config.recovery.remember,
         lease_s=config.recovery.load_s + config.recovery.heal_after_s,
-        room=check.room,
+        room=kept.check.room,
     )
     healer.start()
     return healer
-
-
-def _store(config: ModelConfig, plan: Plan) -> SettingsStore:
-    """By all that has to be the same; who changes the config starts anew."""
-    return SettingsStore(
-        state_folder(os.environ),
-        {
-            "model": config.model,
-            "shape": shape_hash(shape_of(config)),
-            "card": plan.device.name,
-            "card_bytes": plan.device.total_bytes,
-            "share": plan.gpu_fraction,
-            "engine": plan.engine,
-            "version": engine_versions().get(plan.engine),
-            "engine_args": config.engine_args,
-            "policy": config.recovery.policy,
-            "rehearsed": bool(config.faults),  # such a death says nothing of the card
-            "planned": asdict(plan.settings),
-        },
-    )
 
 
 def _token_engine(
@@ -233,42 +226,3 @@ def _token_engine(
         faults=config.faults,
     )
     return engine, TransformersTokenizer.load(config.model)
-
-
-def _supervisor(config: ModelConfig, plan: Plan, store: SettingsStore | None = None) -> Supervisor:
-    shape, recovery = shape_of(config), config.recovery
-
-    def ladder(longest_request_tokens: int) -> tuple[Any, ...]:
-        return fixed_ladder(
-            plan.settings,
-            shape,
-            plan.device,
-            plan.engine,
-            longest_request_tokens=longest_request_tokens,
-        )
-
-    model = Model(
-        name=config.name,
-        shape=shape,
-        device=plan.device,
-        engine=plan.engine,
-        planned=plan.settings,
-        limit_bytes=int(plan.device.total_bytes * plan.gpu_fraction),
-        wishes=config.wishes(),
-        allowed=frozenset(recovery.allow),
-    )
-    limit = RestartLimit(max_restarts=recovery.max_restarts, window_s=recovery.restart_window_s)
-    policy = fixed(ladder) if recovery.policy == "fixed" else diagnose(model)
-    asked, course = ladder(0)[0], None
-    remembered = store.read() if store is not None and recovery.remember else None
-    if remembered is not None:
-        unknown = Shortage(kind=ShortageKind.UNKNOWN)
-        planned = Tried(asked=plan.settings, settings=plan.settings, shortage=unknown)
-        course = remembered.course(asked, Case(model=model, tried=(planned,)).is_permitted)
-    supervisor = Supervisor(
-        asked, policy, limit, remembered=course, heal_after_s=recovery.heal_after_s
-    )
-    if remembered is not None and course is not None:
-        supervisor.failed_climbs = remembered.failed_climbs
-        supervisor.failed_at_s = remembered.failed_at_s
-    return supervisor

@@ -130,7 +130,7 @@ async def _ballast(
     import vllm
     from vllm import plugins
 
-    from deployments import cards, orphans, serving
+    from deployments import cards, orphans, recovery
     from deployments.engines import vllm_front
     from deployments.engines.vllm import VLLMEngine
     from deployments.errors import LadderExhausted
@@ -157,7 +157,7 @@ async def _ballast(
     keeper: Keeper[Any] = Keeper(
         "trial",
         engine,
-        serving._supervisor(config, plan),
+        recovery.supervisor_of(config, plan),
         on_step=core.on_step,
         on_give_up=core.on_give_up,
         before_load=LoadCheck(config, plan, None),

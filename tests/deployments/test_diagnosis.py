@@ -12,7 +12,7 @@ from deployments.config import DeviceConfig, ModelConfig
 from deployments.engines.vllm_front import planned_args
 from deployments.events import Died, GiveUp, Spawn, Started
 from deployments.oom import Cause, Death
-from deployments.serving import _supervisor
+from deployments.recovery import supervisor_of
 from deployments.supervisor import State, Supervisor
 from vram.shortage import Shortage, ShortageKind
 from vram.units import MIB
@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
 @pytest.fixture
 def supervisor() -> Supervisor:
     """As a replica makes it of a config that says nothing of recovery."""
-    found = _supervisor(CONFIG, make_plan(CONFIG)[0])
+    found = supervisor_of(CONFIG, make_plan(CONFIG)[0])
     found.begin(0.0)
     return found
 
@@ -83,7 +83,7 @@ def test_the_ladder_of_the_users_is_there_by_name() -> None:
     config = CONFIG.model_copy(
         update={"recovery": CONFIG.recovery.model_copy(update={"policy": "fixed"})}
     )
-    supervisor = _supervisor(config, make_plan(config)[0])
+    supervisor = supervisor_of(config, make_plan(config)[0])
     supervisor.begin(0.0)
     dies(supervisor, ShortageKind.RUN_TIME)
     assert supervisor.rung.name == "utilisation 0.70"
