@@ -173,18 +173,24 @@ class Gateway:
         try:
             # Made on this loop, collected off it: `results` blocks.
             response = self._handles[model].broadcast(method)
-            return list(await asyncio.to_thread(response.results, timeout_s=_REPORT_S))
+            answers: list[Any] = await asyncio.to_thread(
+                response.results, timeout_s=_REPORT_S, return_exceptions=True
+            )
         except Exception as error:
-            return [
-                {
-                    "model": model,
-                    "state": "unreachable",
-                    "reason": f"{type(error).__name__}: {error}",
-                }
-            ]
+            answers = [error]
+        # One that is gone says nothing of the others.
+        return [_unreachable(model, a) if isinstance(a, Exception) else a for a in answers]
 
     async def _unknown(self, model: str) -> Response:
         return _refusal(UnknownModel(model, ", ".join(await self.models()) or "none yet"))
+
+
+def _unreachable(model: str, error: Exception) -> dict[str, str]:
+    return {
+        "model": model,
+        "state": "unreachable",
+        "reason": f"{type(error).__name__}: {error}",
+    }
 
 
 # Ray's front notices a death at the first try, and lets the later ones wait for a new replica.

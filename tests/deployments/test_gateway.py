@@ -1,6 +1,7 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -184,3 +185,29 @@ async def test_a_model_that_stays_away_is_said_to_be_busy(monkeypatch: pytest.Mo
     answer = await passed(front, monkeypatch)
     assert (answer.status_code, front.asked) == (503, 4)
     assert answer.headers["retry-after"] == "5"
+
+
+async def test_a_replica_that_does_not_answer_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broadcast:
+        def results(self, *, timeout_s: float, return_exceptions: bool = False) -> list[Any]:
+            gone = TimeoutError("no word in 5 s")
+            if not return_exceptions:
+                raise gone
+            return [{"state": "ready"}, gone]
+
+    handle = SimpleNamespace(broadcast=lambda method: Broadcast())
+    monkeypatch.setattr("deployments.gateway.serve.get_deployment_handle", lambda *_, **__: handle)
+
+    class OfOneModel(Gateway):
+        async def models(self) -> tuple[str, ...]:
+            return ("demo",)
+
+    app = await OfOneModel(GatewayConfig()).__serve_build_asgi_app__()
+    async with client_of(app) as client:
+        (ready, gone) = (await client.get("/status")).json()["models"]["demo"]
+        assert (await client.get("/metrics")).status_code == 200
+    assert ready == {"state": "ready"}
+    assert gone["state"] == "unreachable"
+    assert "no word in 5 s" in gone["reason"]
