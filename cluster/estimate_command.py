@@ -100,7 +100,17 @@ def answers(
         if learned.num_skipped:
             notes += (f"{calibration}: {learned.num_skipped} lines cannot be read",)
         shape = replace(shape, learned=learned.of(shape, engine_versions()))
-    found = [answer(model, shape, cards, engine, pinned, notes) for cards in kinds]
+    found: list[Answer] = []
+    refused: dict[str, Invalid] = {}
+    for cards in kinds:
+        try:
+            found.append(answer(model, shape, cards, engine, pinned, notes))
+        except Invalid as problem:  # a card without bfloat16, say: another may do
+            refused[cards.device.name] = problem
+    if not found:
+        raise next(iter(refused.values()))
+    passed = tuple(f"not on {card}: {problem}" for card, problem in refused.items())
+    found = [replace(each, notes=each.notes + passed) for each in found]
     return tuple(sorted(found, key=lambda each: not each.fits))
 
 
@@ -131,6 +141,12 @@ def answer(
         assert first_problem is not None, "there is always one split to try"
         raise first_problem
     settings, estimated = widest
+    if cards.per_node < settings.tensor_parallel_size <= cards.number:
+        notes += (
+            f"tensor_parallel_size {settings.tensor_parallel_size} crosses nodes of "
+            f"{cards.per_node}: ballast plan keeps it inside one and crosses by "
+            "pipeline_parallel_size",
+        )
     refusal = None
     if not estimated.fits or settings.num_gpus > cards.number:
         refusal = _refusal(shape, settings, cards.device, engine, estimated)

@@ -272,3 +272,18 @@ def test_a_cache_without_a_block_for_each_state_is_at_fault_and_short_of_bytes(b
     assert (found["fits"], found["at_fault"]) == (False, "kv_cache")
     needed, available = re.search(r"needs ([\d.]+) GiB; ([\d.]+) GiB are", found["reason"]).groups()
     assert float(needed) > float(available)
+
+
+def test_a_card_that_cannot_do_what_is_pinned_hides_no_other(ballast) -> None:
+    pin = ("--set", "dtype=bfloat16", "--json")
+    found = document(ballast("qwen2.5-7b", "--gpus", "1xT4, 1xH200", *pin))
+    assert (found["card"]["name"], found["fits"]) == ("H200", True)
+    assert any("not on T4" in note and "bfloat16" in note for note in found["notes"])
+    assert "T4 has no bfloat16" in ballast("qwen2.5-7b", "--gpus", "1xT4", *pin).err
+
+
+def test_a_layer_split_over_nodes_is_noted(ballast) -> None:
+    pin = ("--set", "tensor_parallel_size=4", "--json")
+    found = document(ballast("qwen2.5-7b", "--gpus", "2x2xH200", *pin))
+    assert any("crosses nodes of 2" in note for note in found["notes"])
+    assert document(ballast("qwen2.5-7b", "--gpus", "1x4xH200", *pin))["notes"] == []
