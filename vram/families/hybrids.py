@@ -9,6 +9,7 @@ from vram.families.blocks import attention, experts, mlp, norms
 from vram.families.body import Body, ends, max_context, rope_elements
 from vram.families.decoders import head_counts
 from vram.families.mixers import gated_delta_net, mamba, mamba2
+from vram.families.state_spaces import step_rank
 from vram.parts import Layer, joined
 
 FLOAT32 = "float32"
@@ -21,14 +22,11 @@ def jamba(read: ConfigReader) -> Body:
     routes = _periodic(read, "expert_layer_period", 2, "expert_layer_offset", 1)
     num_experts = read.integer("num_experts", default=16, highest=MOST_EXPERTS)
     inner_size = read.integer("mamba_expand", default=2) * hidden_size
-    rank = -(-hidden_size // 16)
     state_space = mamba(
         hidden_size=hidden_size,
         inner_size=inner_size,
         state_size=read.integer("mamba_d_state", default=16),
-        step_rank=rank
-        if read.is_text("mamba_dt_rank")
-        else read.integer("mamba_dt_rank", default=rank),
+        step_rank=step_rank(read, "mamba_dt_rank", hidden_size),
         convolution_tokens=read.integer("mamba_d_conv", default=4),
         bias=read.flag("mamba_proj_bias", default=False),
         convolution_bias=read.flag("mamba_conv_bias", default=True),

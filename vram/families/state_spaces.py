@@ -15,14 +15,11 @@ def mamba_1(read: ConfigReader) -> Body:
     inner_size = read.integer(
         "intermediate_size", default=read.integer("expand", default=2) * hidden_size
     )
-    rank = -(-hidden_size // 16)
     mixer = mamba(
         hidden_size=hidden_size,
         inner_size=inner_size,
         state_size=read.integer("state_size", default=16),
-        step_rank=rank
-        if read.is_text("time_step_rank")
-        else read.integer("time_step_rank", default=rank),
+        step_rank=step_rank(read, "time_step_rank", hidden_size),
         convolution_tokens=read.integer("conv_kernel", default=4),
         bias=read.flag("use_bias", default=False),
         convolution_bias=read.flag("use_conv_bias", default=True),
@@ -30,6 +27,12 @@ def mamba_1(read: ConfigReader) -> Body:
         prefix="mixer.",
     )
     return _body(read, hidden_size, mixer)
+
+
+def step_rank(read: ConfigReader, key: str, hidden_size: int) -> int:
+    """Of Mamba 1: a sixteenth of the width where `key` is missing or says "auto"."""
+    rank = -(-hidden_size // 16)
+    return rank if read.is_text(key) else read.integer(key, default=rank)
 
 
 def mamba_2(read: ConfigReader) -> Body:
