@@ -209,22 +209,22 @@ class _Server:
 
 def _wait(server: _Server, config: ServeConfig, limit_s: float, say: Say) -> None:
     deadline_s = time.monotonic() + limit_s
-    waiting = [model.name for model in config.models]
     base = f"http://127.0.0.1:{config.port}"
+    waiting = {model.name: f"{base}/{model.name}/health" for model in config.models}
+    if config.gateway is not None:
+        waiting["the gateway"] = f"{base}/health"
     while waiting:
         if server.process.poll() is not None:
             raise StartFailed(f"`serve run` ended with exit code {server.process.returncode}")
         if time.monotonic() > deadline_s:
             raise StartFailed(f"{', '.join(waiting)} did not start within {limit_s:.0f} s")
-        for name in list(waiting):
-            if _is_ready(f"{base}/{name}/health"):
-                waiting.remove(name)
+        for name, url in list(waiting.items()):
+            if _is_ready(url):
+                del waiting[name]
                 say(f"{name} is ready" + (f", waiting for {', '.join(waiting)}" if waiting else ""))
         failed = server.failed_application()
         if failed is not None:
             raise StartFailed(failed)
-        time.sleep(0.5)
-    while config.gateway is not None and not _is_ready(f"{base}/health"):
         time.sleep(0.5)
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypedDict
 
 from deployments.last_words import LastWord, described, shortened
@@ -94,7 +95,8 @@ class BlackBox(logging.Handler):
         except OSError:  # the folder is gone with its replica, or is on another node
             return
         try:
-            os.write(file, f"{word.line()}\n".encode(errors="replace"))
+            with suppress(OSError):  # a full disk: what happened must not become that
+                os.write(file, f"{word.line()}\n".encode(errors="replace"))
         finally:
             os.close(file)
 

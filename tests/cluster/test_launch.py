@@ -1,9 +1,11 @@
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cluster.launch import check, next_step
+from cluster import launch
+from cluster.launch import StartFailed, check, next_step
 from cluster.serve_config import ServeConfig
 from deployments.config import DeviceConfig, GatewayConfig, ModelConfig
 
@@ -55,3 +57,43 @@ def test_the_next_step_has_a_place_for_the_key(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("BALLAST_API_KEYS", raising=False)
     assert "Authorization" not in next_step(OPEN)
     assert "-H 'Authorization: Bearer KEY' -H 'Content-Type" in next_step(GUARDED)
+
+
+class Starting:
+    """A server whose models come up; what its gateway does, `failed` says at the second look."""
+
+    def __init__(self, failed: str | None, exit_code: int | None = None) -> None:
+        self.process = SimpleNamespace(poll=lambda: self._exit_code, returncode=exit_code)
+        self._failed = failed
+        self._exit_after = exit_code
+        self._exit_code: int | None = None
+        self._looks = 0
+
+    def failed_application(self) -> str | None:
+        self._looks += 1
+        if self._looks > 1:
+            self._exit_code = self._exit_after
+            return self._failed
+        return None
+
+
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [
+        (Starting("gateway failed to start: no keys"), "no keys"),
+        (Starting(None, exit_code=1), "exit code 1"),
+        (Starting(None), "the gateway did not start within 0 s"),
+    ],
+)
+def test_a_gateway_that_does_not_come_up_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, server: Starting, said: str
+) -> None:
+    def is_ready(url: str) -> bool:
+        return url.endswith("/demo/health")
+
+    rests = iter(range(100))  # then StopIteration
+    limit_s = 0.0 if "within" in said else 600.0
+    monkeypatch.setattr(launch, "_is_ready", is_ready)
+    monkeypatch.setattr(launch.time, "sleep", lambda _: next(rests))
+    with pytest.raises(StartFailed, match=said):
+        launch._wait(server, LOCAL, limit_s, lambda line: None)  # type: ignore[arg-type]

@@ -304,3 +304,12 @@ def test_the_plugin_installs_itself_once(monkeypatch: pytest.MonkeyPatch, file: 
         vllm_plugin.register()
         assert installed.did.count("_watch_workers") == 1
         assert installed.did.count("_resume_requests") == 1
+
+
+def test_a_full_disk_does_not_take_the_place_of_what_happened() -> None:
+    box = BlackBox("/dev/full")  # opens, and takes nothing
+    worker = Worker("load_model")
+    box.watch(worker)
+    with pytest.raises(OutOfMemoryError):
+        worker.load_model()
+    box.emit(logging.makeLogRecord({"msg": "an error", "levelno": logging.ERROR}))
