@@ -1,19 +1,22 @@
-"""The same load on Ballast and on vLLM's own server, one after the other, on one GPU.
+"""The same load on Ballast and on vLLM's own server, by turns, on one GPU.
 
-    python -m benchmarks.gpu_serving --card H100-80GB --output results.json
+    python -m benchmarks.gpu_serving --card H200 --output results.json
 
-The models have the real shapes and random weights: the text is noise, the work is real. Both
-servers get the same context, sequences and batched tokens, CUDA graphs on, and the whole card.
+The model has the real shape and random weights: the text is noise, the work is real. Both servers
+run all the time, each with a share of the card, and take turns: a lent machine's processor is by
+half faster in one minute than in another, and one after the other would measure that.
 """
 
 import json
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -24,105 +27,124 @@ from benchmarks.gpu_survival import write_tokenizer
 from benchmarks.load import Load
 from benchmarks.memory.campaign import describe_host, write_models
 from benchmarks.memory.models import CONFIGS
-from benchmarks.servers import Endpoint, ServerFailedError, ServerKind, Settings, running
+from benchmarks.servers import Endpoint, RunningServer, ServerKind, Settings, running
 from benchmarks.serving import run_load
 
-REQUESTS_AT = {1: 16, 64: 768, 256: 2048}  # by concurrency
+REQUESTS_AT = {1: 8, 64: 384, 256: 1024}  # by concurrency
 WARM_UP_REQUESTS = 256
 MAX_NUM_BATCHED_TOKENS = 8192
-UTILIZATION = 0.9
+KV_CACHE_BYTES = 16 * 2**30  # said outright: two that load at once take each other's for their own
+SHARE = 0.45
 console = Console(width=150)
 
 
 def main(
     card: Annotated[str, typer.Option(help="As Ballast names it.")],
     output: Annotated[Path, typer.Option()],
-    models: Annotated[str, typer.Option(help="Comma-separated.")] = "qwen2.5-0.5b,qwen2.5-7b",
+    model: Annotated[str, typer.Option(help="Of benchmarks/memory/models.py.")] = "qwen2.5-0.5b",
     concurrency: Annotated[str, typer.Option(help="Comma-separated.")] = "1,64,256",
+    rounds: Annotated[int, typer.Option(min=1, help="The medians are printed.")] = 5,
     output_tokens: int = 128,
     max_num_seqs: int = 256,
-    limit_s: Annotated[float, typer.Option(help="No server is started after it.")] = 400.0,
 ) -> None:
-    """One table for each model."""
-    began_s, date = time.monotonic(), datetime.now(UTC)
+    """One table."""
+    date = datetime.now(UTC)
     processes.adopt_orphans()
     folder = Path(tempfile.mkdtemp())
-    write_models(folder, set(models.split(",")))
-    documents: dict[str, Any] = {"host": describe_host()}
-    tables = []
-    for model in models.split(","):
-        write_tokenizer(folder / model, CONFIGS[model]["vocab_size"])
-        settings = Settings(
-            model_folder=folder / model,
-            port=8000,
-            max_model_len=8192,
-            max_num_seqs=max_num_seqs,
-            omp_threads=1,
+    write_models(folder, {model})
+    write_tokenizer(folder / model, CONFIGS[model]["vocab_size"])
+    settings = Settings(
+        model_folder=folder / model,
+        port=8000,
+        max_model_len=8192,
+        max_num_seqs=max_num_seqs,
+        omp_threads=1,
+    )
+    plans = [
+        Load(
+            base_url="",
+            model="demo",
+            concurrency=level,
+            num_requests=REQUESTS_AT.get(level, 4 * level),
+            output_tokens=output_tokens,
         )
-        measurements = []
-        for kind in (_vllm(), _ballast(card)):
-            if time.monotonic() - began_s > limit_s:
-                console.print(f"{model}, {kind.title}: left out, the time is up")
-                continue
-            levels = [int(level) for level in concurrency.split(",")]
-            try:
-                measurements.append(_measure(kind, settings, levels, output_tokens))
-            except ServerFailedError as failure:
-                console.print(f"left out: {failure}", markup=False, highlight=False)
-        if measurements:
-            tables.append((model, report.table(measurements)))
-            documents[model] = report.document(measurements, settings, command=sys.argv, date=date)
-        output.write_text(json.dumps(documents, indent=1) + "\n")
-    for model, table in tables:
-        console.print(model, table)
+        for level in map(int, concurrency.split(","))
+    ]
+    measurements: list[report.Measurement] = []
+    with _all_running([_vllm(), _ballast(card)], settings) as servers:
+        for endpoint, server in servers:
+            warm_up = replace(plans[-1], num_requests=WARM_UP_REQUESTS, seed=-1)
+            run_load(replace(warm_up, base_url=server.url + endpoint.path))
+        for number in range(rounds):
+            # Who is first in one round is second in the next.
+            for endpoint, server in servers[:: 1 - 2 * (number % 2)]:
+                measured = _measure(endpoint, server, plans, number)
+                measurements.append(measured)
+                for result in measured.loads:
+                    console.print("  " + report.sentence(endpoint, result), highlight=False)
+                found = report.document(measurements, settings, command=sys.argv, date=date)
+                output.write_text(json.dumps({"host": describe_host(), **found}, indent=1) + "\n")
+    console.print(model, report.table(measurements))
+
+
+@contextmanager
+def _all_running(
+    kinds: list[ServerKind], settings: Settings
+) -> Iterator[list[tuple[Endpoint, RunningServer]]]:
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        servers = [
+            running(kind, replace(settings, port=settings.port + 100 * number))
+            for number, kind in enumerate(kinds)
+        ]
+        started = list(pool.map(stack.enter_context, servers))
+        yield [(kind.endpoints[0], server) for kind, server in zip(kinds, started, strict=True)]
 
 
 def _measure(
-    kind: ServerKind, settings: Settings, levels: list[int], output_tokens: int
+    endpoint: Endpoint, server: RunningServer, plans: list[Load], number: int
 ) -> report.Measurement:
-    busy = processes.busy_share()
-    (endpoint,) = kind.endpoints
-    with running(kind, settings) as server:
-        load = Load(
-            base_url=server.url + endpoint.path,
-            model=endpoint.model,
-            concurrency=max(levels),
-            num_requests=WARM_UP_REQUESTS,
-            output_tokens=output_tokens,
-            seed=-1,
-        )
-        run_load(load)
-        results = []
-        for level in levels:
-            asked = replace(
-                load,
-                concurrency=level,
-                num_requests=REQUESTS_AT.get(level, 8 * level),
-                seed=level,
+    loads = [
+        run_load(
+            replace(
+                plan, base_url=server.url + endpoint.path, seed=1000 * number + plan.concurrency
             )
-            results.append(run_load(asked))
-            console.print("  " + report.sentence(endpoint, results[-1]), highlight=False)
-        return report.Measurement(
-            round=0,
-            endpoint=endpoint,
-            busy_before=busy,
-            started_in_s=server.started_in_s,
-            loads=results,
-            memory=processes.measure(),
         )
+        for plan in plans
+    ]
+    return report.Measurement(
+        round=number,
+        endpoint=endpoint,
+        busy_before=0.0,
+        started_in_s=server.started_in_s,
+        loads=loads,
+        memory=None,
+    )
+
+
+def _engine_args(settings: Settings) -> dict[str, object]:
+    """What both servers get."""
+    return {
+        "dtype": "bfloat16",
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
+        "gpu_memory_utilization": SHARE,
+        "kv_cache_memory_bytes": KV_CACHE_BYTES,
+    }
 
 
 def _vllm() -> ServerKind:
     def command(settings: Settings, folder: Path) -> list[str]:
+        flags = [
+            word
+            for name, value in _engine_args(settings).items()
+            for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
         return [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(settings.model_folder), "--served-model-name", "demo"),
-            *("--host", "127.0.0.1", "--port", str(settings.port)),
-            *("--dtype", "bfloat16", "--load-format", "dummy"),
-            *("--max-model-len", str(settings.max_model_len)),
-            *("--max-num-seqs", str(settings.max_num_seqs)),
-            *("--max-num-batched-tokens", str(MAX_NUM_BATCHED_TOKENS)),
-            *("--gpu-memory-utilization", str(UTILIZATION)),
+            *("--host", "127.0.0.1", "--port", str(settings.port), "--load-format", "dummy"),
+            *flags,
         ]
 
     return ServerKind(
@@ -136,13 +158,9 @@ def _ballast(card: str) -> ServerKind:
             "name": "demo",
             "model": str(settings.model_folder),
             "engine": "vllm",
-            "device": {"kind": "cuda", "name": card},
-            "dtype": "bfloat16",
-            "max_model_len": settings.max_model_len,
-            "max_num_seqs": settings.max_num_seqs,
-            "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS,
-            "gpu_memory_utilization": UTILIZATION,
+            "device": {"kind": "cuda", "name": card, "gpu_fraction": SHARE},
             "engine_args": {"load_format": "dummy"},
+            **_engine_args(settings),
         }
         applications = [
             {"name": "gateway", "route_prefix": "/", "import_path": "deployments.gateway:build"},
