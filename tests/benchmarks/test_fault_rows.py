@@ -26,10 +26,18 @@ def test_each_life_of_a_row_ends_by_its_blow_or_by_a_fault() -> None:
 
 
 def test_a_row_keeps_its_place_after_those_that_run_before_it() -> None:
-    (rows,) = groups(["core", "three"])
-    assert [row.name for row in rows] == ["core", "three"]
+    (rows,) = groups(["core", "replay"])
+    assert [row.name for row in rows] == ["core", "replay"]
     assert first_lives(rows) == [1, 2]
-    assert [fault["life"] for fault in faults_of(rows, "x")] == [2, 3, 4]
+    assert [fault["life"] for fault in faults_of(rows, "x")] == [3]
+
+
+def test_no_row_meets_a_marked_fault_that_is_meant_for_the_row_after_it() -> None:
+    for rows in GROUPS:
+        marked = [fault["life"] for fault in faults_of(rows, "x") if "prompt_contains" in fault]
+        ends = {first + row.lives for first, row in zip(first_lives(rows), rows, strict=True)}
+        assert not ends & set(marked), rows[0].name
+    (rows,) = groups(["three"])
     assert faults_of(rows, "x")[0]["prompt_contains"] == "x"
 
 
