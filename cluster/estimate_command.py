@@ -141,12 +141,7 @@ def answer(
         assert first_problem is not None, "there is always one split to try"
         raise first_problem
     settings, estimated = widest
-    if cards.per_node < settings.tensor_parallel_size <= cards.number:
-        notes += (
-            f"tensor_parallel_size {settings.tensor_parallel_size} crosses nodes of "
-            f"{cards.per_node}: ballast plan keeps it inside one and crosses by "
-            "pipeline_parallel_size",
-        )
+    notes += tuple(_remarks(settings, cards, pins))
     refusal = None
     if not estimated.fits or settings.num_gpus > cards.number:
         refusal = _refusal(shape, settings, cards.device, engine, estimated)
@@ -160,6 +155,20 @@ def answer(
         learned=shape.learned_of(load_kind(settings, cards.device, engine)),
         notes=notes,
     )
+
+
+def _remarks(settings: EngineSettings, cards: Cards, pins: Pins) -> Iterator[str]:
+    """What the numbers do not say."""
+    if cards.per_node < settings.tensor_parallel_size <= cards.number:
+        yield (
+            f"tensor_parallel_size {settings.tensor_parallel_size} crosses nodes of "
+            f"{cards.per_node}: ballast plan keeps it inside one and crosses by "
+            "pipeline_parallel_size"
+        )
+    if settings.num_speculative_tokens:
+        yield "num_speculative_tokens names no draft model: its weights and cache are not counted"
+    if "max_lora_rank" in pins.others and not settings.max_loras:
+        yield "max_lora_rank has no effect without max_loras"
 
 
 def inventory(gpus: str | None) -> tuple[tuple[Cards, ...], str]:

@@ -287,3 +287,12 @@ def test_a_layer_split_over_nodes_is_noted(ballast) -> None:
     found = document(ballast("qwen2.5-7b", "--gpus", "2x2xH200", *pin))
     assert any("crosses nodes of 2" in note for note in found["notes"])
     assert document(ballast("qwen2.5-7b", "--gpus", "1x4xH200", *pin))["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("pin", "said"),
+    [("num_speculative_tokens=5", "no draft model"), ("max_lora_rank=32", "no effect")],
+)
+def test_a_pin_that_changes_no_number_is_noted(ballast, pin: str, said: str) -> None:
+    found = document(ballast("qwen2.5-7b", *H200, "--set", pin, "--json"))
+    assert [said in note for note in found["notes"]] == [True]
