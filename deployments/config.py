@@ -160,6 +160,8 @@ class ModelConfig(_Strict):
     tensor_parallel_size: int | None = Field(None, ge=1)
     pipeline_parallel_size: int | None = Field(None, ge=1)
     enforce_eager: bool | None = None
+    max_loras: int | None = Field(None, ge=1, le=1024, description="LoRA adapters in one batch")
+    max_lora_rank: int | None = Field(None, ge=1, le=1024)
 
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="handed to the engine as it is; no key that is planned"
@@ -260,6 +262,8 @@ class ModelConfig(_Strict):
             tensor_parallel_size=self.tensor_parallel_size,
             pipeline_parallel_size=self.pipeline_parallel_size,
             enforce_eager=self.enforce_eager,
+            max_loras=self.max_loras,
+            max_lora_rank=self.max_lora_rank,
             gpu_fraction=self.device.gpu_fraction,
         )
 

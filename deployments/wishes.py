@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def problem_with_wishes(config: "ModelConfig") -> str:
     """What is wrong with them together, and what to do; empty if nothing is."""
-    return _max_gpus(config) or _objective(config) or _context(config)
+    return _max_gpus(config) or _objective(config) or _context(config) or _loras(config)
 
 
 def _max_gpus(config: "ModelConfig") -> str:
@@ -63,3 +63,18 @@ def _context(config: "ModelConfig") -> str:
     if config.context is None or config.max_model_len is None or config.concurrency is not None:
         return ""
     return "context has no effect beside max_model_len: remove one of them"
+
+
+def _loras(config: "ModelConfig") -> str:
+    if config.max_loras is None:
+        named = config.engine_args.get("lora_modules")
+        if named and config.engine == "vllm":
+            return (
+                f"engine_args.lora_modules has no effect without max_loras: write max_loras: "
+                f"{len(named) if isinstance(named, list) else 1}, for so many adapters in one batch"
+            )
+        alone = config.max_lora_rank is not None
+        return "max_lora_rank has no effect without max_loras: set both, or none" if alone else ""
+    if config.engine != "vllm":
+        return f"max_loras has no effect with the engine {config.engine}: remove it, or use vllm"
+    return ""

@@ -20,6 +20,8 @@ LARGEST_CARD_BYTES = gib_to_bytes(160)
 
 SMALLEST_PROMPT_BATCH_TOKENS = 2048
 
+LORA_RANK = 16  # as vLLM has it
+
 # Formats that an engine can make of a plain checkpoint while it loads.
 MADE_WHILE_LOADING = ("fp8", "bitsandbytes")
 
@@ -68,6 +70,8 @@ def settings_for(
         enforce_eager=device.kind == "cpu"
         if wishes.enforce_eager is None
         else wishes.enforce_eager,
+        max_loras=wishes.max_loras or 0,
+        max_lora_rank=LORA_RANK if wishes.max_lora_rank is None else wishes.max_lora_rank,
     )
 
 

@@ -24,5 +24,7 @@ class Wishes:
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     enforce_eager: bool | None = None
+    max_loras: int | None = None  # None: without adapters
+    max_lora_rank: int | None = None
     gpu_fraction: float | None = None
     max_gpus: int = 1  # how many the plan may take when the split is not pinned

@@ -8,7 +8,7 @@ on in this process and see each token once.
 import asyncio
 import dataclasses
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -130,7 +130,7 @@ def front_args(model: str, name: str, options: Mapping[str, Any]) -> Namespace:
             raise UnknownOption("vllm", key, "the plan owns it; set it beside `engine_args`")
         if key not in known:
             raise UnknownOption("vllm", key, "vLLM has no such argument")
-        command += _flag(key, value)
+        command += _flag(key, value, takes_several=_takes_several(parser, key))
     try:
         args = parser.parse_args(command)
     except SystemExit:  # argparse has said on stderr what it does not like
@@ -139,10 +139,15 @@ def front_args(model: str, name: str, options: Mapping[str, Any]) -> Namespace:
     return args
 
 
-def _flag(key: str, value: Any) -> list[str]:
+def _flag(key: str, value: Any, *, takes_several: bool) -> list[str]:
     """One argument as vLLM's own command line has it."""
     name = key.replace("_", "-")
     match value:
+        case list() if takes_several:
+            return [
+                f"--{name}",
+                *(item if isinstance(item, str) else json.dumps(item) for item in value),
+            ]
         case True:
             return [f"--{name}"]
         case False:
@@ -151,6 +156,11 @@ def _flag(key: str, value: Any) -> list[str]:
             return [f"--{name}", json.dumps(value)]
         case _:
             return [f"--{name}", str(value)]
+
+
+def _takes_several(parser: ArgumentParser, key: str) -> bool:
+    """Whether a list is given as words of its own, such as `lora_modules`, and not as JSON."""
+    return any(action.dest == key and action.nargs in ("*", "+") for action in parser._actions)
 
 
 def planned_args(settings: EngineSettings) -> dict[str, Any]:

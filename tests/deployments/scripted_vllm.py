@@ -6,7 +6,6 @@ AsyncLLM, the OpenAI layer and its parsers are vLLM's; EngineCore is not there.
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +31,7 @@ from deployments.policy import fixed
 from deployments.relay.copies import Copies
 from deployments.restarts import RestartLimit
 from deployments.supervisor import Supervisor
+from vram.settings import EngineSettings
 
 MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 
@@ -56,7 +56,9 @@ class ScriptedCore(FakeEngine):
     def __init__(self, saying: Saying, encode: Callable[[str], Sequence[int]]) -> None:
         super().__init__(saying.script)
         self.entered: list[EngineCoreRequest] = []  # as EngineCore would have got them
-        self.core = SimpleNamespace(get_supported_tasks_async=_supported_tasks)
+        self.core = SimpleNamespace(
+            get_supported_tasks_async=_supported_tasks, add_lora_async=_added
+        )
         self._saying = saying
         self._encode = encode
 
@@ -97,9 +99,11 @@ class ScriptedCore(FakeEngine):
 class Front:
     """One AsyncLLM and its server, to be put over one scripted engine after the other."""
 
-    def __init__(self, model: Path, **engine_args: Any) -> None:
+    def __init__(
+        self, model: Path, settings: EngineSettings = SETTINGS, **engine_args: Any
+    ) -> None:
         self._args = vllm_front.front_args(str(model), "fake", engine_args)
-        config = vllm_front.make_config(self._args, replace(SETTINGS, dtype="float32"))
+        config = vllm_front.make_config(self._args, settings)
         self._core = vllm_front.JournaledCore()
         self._llm = vllm_front.make_llm(self._core, config, joins_deltas=False)
         self._app: Any = None
@@ -140,6 +144,10 @@ class Front:
 
 async def _supported_tasks() -> tuple[str, ...]:
     return ("generate",)
+
+
+async def _added(adapter: Any) -> bool:
+    return True
 
 
 def _logprobs(token_ids: Sequence[int], num_top: int | None) -> LogprobsLists | None:

@@ -121,6 +121,9 @@ PINNED = {"tensor_parallel_size": 2, "max_num_batched_tokens": 2048}
         ({"max_gpus": 2, "engine": "transformers"}, "max_gpus has no effect"),
         ({"max_gpus": 2, "device": {"gpu_fraction": 0.5}}, "max_gpus has no effect"),
         ({"context": 10, "max_model_len": 10}, "context has no effect"),
+        ({"max_loras": 2, "engine": "transformers"}, "max_loras has no effect"),
+        ({"max_lora_rank": 8}, "max_lora_rank has no effect"),
+        ({"engine_args": {"lora_modules": ["a=b"]}}, "write max_loras: 1"),
     ],
 )
 def test_a_wish_without_effect_is_refused(args: dict[str, Any], said: str) -> None:

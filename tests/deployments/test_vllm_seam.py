@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from test_relay import InTurn, Mortal, asked, heard, relay_of
+from tiny_adapter import build_adapter
 
 from cluster.demo_model import build_demo_model
 from deployments.app import make_plan
@@ -59,6 +60,8 @@ CASES: dict[str, dict[str, Any]] = {
     "echo": {**LONG, "echo": True},
     "echo logprobs": {**LONG, "echo": True, "logprobs": 1},
     "prompt logprobs": {**LONG, "prompt_logprobs": 1, "stream": False},
+    "adapter": {**LONG, "model": "tiny"},
+    "adapter choices": {**LONG, **SEVERAL, "model": "tiny", "n": 2, "logprobs": 1},
     "json": {"max_tokens": 400, "structured_outputs": {"json": JSON_SCHEMA}},
 }
 CHAT_CASES: dict[str, dict[str, Any]] = {
@@ -91,6 +94,7 @@ ASKED = [
 async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Address]:
     model: Path = tmp_path_factory.mktemp("seam") / "model"
     build_demo_model(model)
+    build_adapter(model.parent / "adapter")
     config = ModelConfig(
         name="fake",  # what `asked` asks for
         model=str(model),
@@ -98,9 +102,11 @@ async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Addres
         dtype="float32",
         max_model_len=2048,
         enforce_eager=True,
+        max_loras=1,
         skip_vram_check=True,
         recovery=RecoveryConfig(survive_replica=True),
         engine_args={
+            "lora_modules": [{"name": "tiny", "path": str(model.parent / "adapter")}],
             "enable_auto_tool_choice": True,
             "tool_call_parser": "hermes",
             "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
@@ -142,6 +148,37 @@ async def test_an_answer_is_the_same_over_its_seams(
         ]
         disturbed = await asked(relay_of(InTurn([*mortals, real])), path, body)
     assert heard(disturbed) == heard(undisturbed)
+
+
+async def test_an_adapter_answers_otherwise_than_its_model(real: Address) -> None:
+    """Else the cases that ask for one would not show that a replay keeps it."""
+    body = {"prompt": "once upon", "temperature": 0, **LONG}
+    plain, adapted = [
+        (await asked(relay_of(InTurn([real])), "/v1/completions", {**body, "model": model})).json()
+        for model in ("fake", "tiny")
+    ]
+    assert adapted["model"] == "tiny"
+    assert adapted["choices"][0]["text"] != plain["choices"][0]["text"]
+
+
+async def test_a_draw_behind_a_seam_is_a_new_one(real: Address) -> None:
+    """With a seed, too: the first random numbers of an answer are not used again in its middle."""
+    body = {"prompt": "once upon", "stream": True, "temperature": 2, "seed": 7, "logprobs": 0}
+    body = {**body, "max_tokens": 60, "min_tokens": 60}
+
+    async def drawn(*addresses: Address) -> list[str]:
+        answer = heard(await asked(relay_of(InTurn(addresses)), "/v1/completions", body))
+        return [token for token, *_ in answer[0]["0"]["logprobs"]]
+
+    undisturbed = await drawn(real)
+    assert await drawn(real) == undisturbed
+    async with Mortal(real, after_bytes=9000).listening() as mortal:
+        disturbed = await drawn(mortal, real)
+    assert len(disturbed) == len(undisturbed) == 60
+    seam = next(n for n in range(60) if disturbed[n] != undisturbed[n])
+    assert seam >= 10
+    again = sum(map(str.__eq__, disturbed[seam:], undisturbed))
+    assert again < (60 - seam) / 4
 
 
 async def test_two_streams_at_once_do_not_hear_each_other_s_notes(real: Address) -> None:
