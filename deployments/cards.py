@@ -156,14 +156,25 @@ def _card() -> Card:
             node_id=ray.get_runtime_context().get_node_id(),
             index=index,
             free_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).free),
-            holders=tuple(
-                Holder(
-                    process_id=process.pid,
-                    name=state_of(process.pid)[1] or "a process of another container",
-                    held_bytes=int(process.usedGpuMemory or 0),
-                )
-                for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            ),
+            holders=holders_of(handle),
         )
     finally:
         pynvml.nvmlShutdown()
+
+
+def holders_of(handle: Any) -> tuple[Holder, ...]:
+    """Whose memory a card holds, as its driver tells it; a virtual card's tells of nobody."""
+    import pynvml
+
+    try:
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return ()
+    return tuple(
+        Holder(
+            process_id=process.pid,
+            name=state_of(process.pid)[1] or "a process of another container",
+            held_bytes=int(process.usedGpuMemory or 0),
+        )
+        for process in running
+    )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from deployments import allocator, orphans, processes
+from deployments.cards import holders_of
 from deployments.engines import leftovers, vllm_faults
 from deployments.engines.protocol import Listener, LoadFailed, Measurement
 from deployments.engines.vllm_memory import lines_beside, read_reported
@@ -221,7 +222,5 @@ def device_bytes(found: Sequence[psutil.Process]) -> int:
     total = 0
     for index in range(pynvml.nvmlDeviceGetCount()):
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid in ids and process.usedGpuMemory is not None:
-                total += int(process.usedGpuMemory)
+        total += sum(held.held_bytes for held in holders_of(handle) if held.process_id in ids)
     return total

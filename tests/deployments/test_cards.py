@@ -1,10 +1,14 @@
+import os
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
+import pynvml
 import pytest
 
 from deployments import cards
 from deployments.cards import Available, Card, Holder, available, largest
+from deployments.engines.vllm import device_bytes
 from vram.gpu import device_named
 from vram.units import GIB
 
@@ -53,3 +57,25 @@ def test_the_largest_holders_are_named() -> None:
     many = [Holder(process_id=n, name="p", held_bytes=n) for n in range(9)]
     assert [holder.process_id for holder in largest(many)] == [8, 7, 6]
     assert Available(free_bytes=0).held_by == "no process that can be seen from here"
+
+
+@pytest.mark.parametrize("is_virtual", [False, True])
+def test_memory_of_an_engine_is_counted_where_the_driver_tells_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch, is_virtual: bool
+) -> None:
+    """A virtual card's driver does not; then nothing else may suffer."""
+
+    def running(_: Any) -> list[Any]:
+        if is_virtual:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        of = ((os.getpid(), 7 * GIB), (1, GIB), (os.getpid(), None))
+        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in of]
+
+    for name, fake in {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetComputeRunningProcesses": running,
+    }.items():
+        monkeypatch.setattr(pynvml, name, fake)
+    assert device_bytes([psutil.Process()]) == (0 if is_virtual else 7 * GIB)
