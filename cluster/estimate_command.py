@@ -167,7 +167,7 @@ def _remarks(settings: EngineSettings, cards: Cards, pins: Pins) -> Iterator[str
         )
     if settings.num_speculative_tokens:
         yield "num_speculative_tokens names no draft model: its weights and cache are not counted"
-    if "max_lora_rank" in pins.others and not settings.max_loras:
+    if pins.wishes.max_lora_rank is not None and not settings.max_loras:
         yield "max_lora_rank has no effect without max_loras"
 
 
