@@ -104,6 +104,15 @@ def test_who_needs_to_know_the_cluster(args: dict[str, Any], leaves: bool) -> No
     assert config(**args).leaves_cards_to_the_plan is leaves
 
 
+def test_adapters_are_planned_for() -> None:
+    plain, _ = make_plan(config())
+    adapted, _ = make_plan(config(max_loras=4, max_lora_rank=32))
+    settings = adapted.settings
+    assert (settings.max_loras, settings.max_lora_rank) == (4, 32)
+    assert "lora" not in {item.name for item in plain.estimate.items}
+    assert "lora" in {item.name for item in adapted.estimate.items}
+
+
 PINNED = {"tensor_parallel_size": 2, "max_num_batched_tokens": 2048}
 
 

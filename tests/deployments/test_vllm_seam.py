@@ -5,6 +5,8 @@ tokens so far and hands the request to the engine with them, as after a death of
 """
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,12 +14,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from test_openai_harness import until
 from test_relay import InTurn, Mortal, asked, heard, relay_of
 from tiny_adapter import build_adapter
 
 from cluster.demo_model import build_demo_model
 from deployments.app import make_plan
 from deployments.config import DeviceConfig, ModelConfig, RecoveryConfig
+from deployments.keeper import Keeper
 from deployments.relay.port import Address, ReplicaPort
 from deployments.supervisor import State
 
@@ -91,7 +95,9 @@ ASKED = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Address]:
+async def kept(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[Address, Keeper[Any]]]:
     model: Path = tmp_path_factory.mktemp("seam") / "model"
     build_demo_model(model)
     build_adapter(model.parent / "adapter")
@@ -125,9 +131,14 @@ async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Addres
             has_given_up=lambda: keeper.state is State.FAILED,
             beat_s=0.02,
         )
-        yield await port.open("127.0.0.1")
+        yield await port.open("127.0.0.1"), keeper
         await port.close()
         await keeper.stop()
+
+
+@pytest.fixture
+def real(kept: tuple[Address, Keeper[Any]]) -> Address:
+    return kept[0]
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -196,3 +207,23 @@ async def test_two_streams_at_once_do_not_hear_each_other_s_notes(real: Address)
 
     expected = [await one("first"), await one("second")]
     assert await asyncio.gather(one("first", 3000, 6000), one("second", 4000, 5000)) == expected
+
+
+async def test_an_adapter_s_stream_goes_on_in_an_engine_that_never_had_it(
+    kept: tuple[Address, Keeper[Any]],
+) -> None:
+    real, keeper = kept
+    body = {"model": "tiny", "prompt": "once upon", "stream": True, "temperature": 0, **LONG}
+    body["max_tokens"] = 900
+
+    async def answer() -> Any:
+        return heard(await asked(relay_of(InTurn([real])), "/v1/completions", body))
+
+    undisturbed = await answer()
+    asking = asyncio.create_task(answer())
+    generation = keeper.supervisor.generation
+    await until(lambda: any(n > 20 for n in keeper.journal.num_emitted(generation).values()))
+    os.kill((await keeper.engine.measure()).process_ids[0], signal.SIGKILL)
+    assert await asking == undisturbed
+    assert keeper.supervisor.generation == generation + 1
+    assert keeper.num_replayed == 1
