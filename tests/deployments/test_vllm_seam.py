@@ -221,9 +221,9 @@ async def test_an_adapter_s_stream_goes_on_in_an_engine_that_never_had_it(
 
     undisturbed = await answer()
     asking = asyncio.create_task(answer())
-    generation = keeper.supervisor.generation
+    generation, num_replayed = keeper.supervisor.generation, keeper.num_replayed
     await until(lambda: any(n > 20 for n in keeper.journal.num_emitted(generation).values()))
     os.kill((await keeper.engine.measure()).process_ids[0], signal.SIGKILL)
     assert await asking == undisturbed
     assert keeper.supervisor.generation == generation + 1
-    assert keeper.num_replayed == 1
+    assert keeper.num_replayed == num_replayed + 1
