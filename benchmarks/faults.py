@@ -8,7 +8,6 @@ Ballast's has a failed request, or a lost or repeated token.
 """
 
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -50,7 +49,7 @@ def main(
     build_demo_model(model_folder)
     settings = Settings(model_folder=model_folder.resolve(), port=port, omp_threads=1)
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, _interrupt)
+    processes.end_on_sigterm()
     date = datetime.now(UTC)
     bench = Bench(settings, requests=requests, output_tokens=output_tokens, say=_say)
     path = output or REPOSITORY / "benchmarks" / "results" / f"faults-{date:%Y%m%d-%H%M%S}.json"
@@ -84,11 +83,6 @@ def _write(path: Path, facts: dict[str, Any], outcomes: Sequence[Outcome]) -> No
 
 def _say(outcome: Outcome) -> None:
     console.print(fault_report.sentence(outcome), markup=False, highlight=False)
-
-
-def _interrupt(signal_number: int, frame: object) -> None:
-    """As Ctrl-C, so that the server under way is ended too."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

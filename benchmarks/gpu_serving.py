@@ -48,6 +48,7 @@ def main(
     """One table."""
     date = datetime.now(UTC)
     processes.adopt_orphans()
+    processes.end_on_sigterm()
     folder = Path(tempfile.mkdtemp())
     write_models(folder, {model})
     write_tokenizer(folder / model, CONFIGS[model]["vocab_size"])

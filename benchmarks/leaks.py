@@ -53,6 +53,7 @@ def main(
     build_demo_model(model_folder)
     settings = Settings(model_folder=model_folder.resolve(), port=port, omp_threads=1)
     processes.adopt_orphans()
+    processes.end_on_sigterm()
     with running(_kind(deaths), settings) as server:
         # The first death makes what is made once: the tracker of multiprocessing, pools of threads.
         _die(server)

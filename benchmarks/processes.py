@@ -37,6 +37,15 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) was refused")
 
 
+def end_on_sigterm() -> None:
+    """As on Ctrl-C, so that the server under way is ended too."""
+
+    def interrupt(signal_number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 def start(
     command: list[str], *, cwd: str, env: dict[str, str], log: IO[bytes]
 ) -> subprocess.Popen[bytes]:

@@ -6,7 +6,6 @@ What is measured and what is not: benchmarks/README.md.
 """
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,7 +75,7 @@ def main(
         omp_threads=omp_threads,
     )
     processes.adopt_orphans()
-    signal.signal(signal.SIGTERM, _interrupt)
+    processes.end_on_sigterm()
     date = datetime.now(UTC)
     measurements: list[report.Measurement] = []
     failed = False
@@ -178,11 +177,6 @@ def _memory(server: RunningServer, endpoint: Endpoint) -> processes.Memory | Non
     if server.started_in_s is None or endpoint.model != COMMON_MODEL:
         return None
     return processes.measure()
-
-
-def _interrupt(signal_number: int, frame: object) -> None:
-    """As Ctrl-C, so that the server under way is ended too."""
-    raise KeyboardInterrupt
 
 
 def run_load(load: Load) -> LoadResult:

@@ -26,7 +26,6 @@ from deployments.supervisor import Supervisor
 from vram.settings import EngineSettings
 
 DEATHS = 50
-REAL_DEATHS = 3
 # An engine's process: takes shared memory and a semaphore, has a child, and waits to be killed.
 PROCESS = """
 import subprocess, sys, tempfile, time
@@ -131,7 +130,7 @@ async def test_deaths_of_real_processes_leave_nothing_in_shared_memory_or_below_
     keeper = make_keeper(ladder, clients, engine)
     await keeper.start()
     before = held()
-    for number in range(REAL_DEATHS):
+    for number in range(DEATHS):
         await generate(keeper, f"a{number}")
         child = engine.child
         engine.kill()
@@ -139,9 +138,9 @@ async def test_deaths_of_real_processes_leave_nothing_in_shared_memory_or_below_
             while not keeper.is_serving:
                 await asyncio.sleep(0.01)
         assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
-    await clients.until(lambda: len(clients.finished) == REAL_DEATHS)
+    await clients.until(lambda: len(clients.finished) == DEATHS)
     assert held() == before
-    assert len(engine.names) == 2 * REAL_DEATHS
+    assert len(engine.names) == 2 * DEATHS
     left = {name.removeprefix("sem.") for name in os.listdir("/dev/shm")}
     assert not left & set(engine.names)
     life = engine.life

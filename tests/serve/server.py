@@ -38,6 +38,17 @@ class Server:
     def status(self, model: str) -> dict[str, Any]:
         return httpx.get(f"{self.url}/{model}/status", timeout=30).raise_for_status().json()
 
+    def of_dashboard(self, path: str) -> dict[str, Any]:
+        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray/auth_token"))
+        headers = {"Authorization": f"Bearer {token.read_text().strip()}"} if token.exists() else {}
+        answer = httpx.get(f"{self.dashboard}{path}", headers=headers, timeout=30)
+        return dict(answer.raise_for_status().json())
+
+    def placement_groups(self) -> list[dict[str, Any]]:
+        """Those that Ray has made and not removed."""
+        found = self.of_dashboard("/api/v0/placement_groups?detail=1")["data"]["result"]["result"]
+        return [group for group in found if group["state"] != "REMOVED"]
+
     def engine_process(self, model: str, name: str) -> int:
         """The id of the engine's process whose name contains `name`, once it is up and measured."""
         for _ in range(200):

@@ -1,8 +1,6 @@
 """`serve run serve_configs/dev.yaml` as Ray has it: no HAProxy, no `ballast` command."""
 
 import json
-import os
-from pathlib import Path
 
 import httpx
 import openai
@@ -42,15 +40,10 @@ def test_the_status_and_metrics_of_all_models_are_at_the_root(plain: Server) -> 
 
 
 def test_ray_s_dashboard_shows_the_replicas_and_their_placement_groups(plain: Server) -> None:
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray/auth_token"))
-    headers = {"Authorization": f"Bearer {path.read_text().strip()}"} if path.exists() else {}
-    url = f"{plain.dashboard}/api/serve/applications/"
-    applications = httpx.get(url, headers=headers, timeout=30).json()["applications"]
+    applications = plain.of_dashboard("/api/serve/applications/")["applications"]
     for name in ("demo", "demo-hf"):
         deployment = applications[name]["deployments"]["Model"]
         assert [replica["state"] for replica in deployment["replicas"]] == ["RUNNING"]
-    url = f"{plain.dashboard}/api/v0/placement_groups?detail=1"
-    groups = httpx.get(url, headers=headers, timeout=30).json()["data"]["result"]["result"]
-    created = [group for group in groups if group["state"] == "CREATED"]
-    assert len(created) == 2
-    assert "memory" in json.dumps(created)
+    groups = plain.placement_groups()
+    assert [group["state"] for group in groups] == ["CREATED"] * 2
+    assert "memory" in json.dumps(groups)

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
 TOKENS = 1500
 
 
-def _model(name: str, **recovery: Any) -> dict[str, Any]:
+def fake_model(name: str, **recovery: Any) -> dict[str, Any]:
     return {
         "name": name,
         "route_prefix": f"/{name}",
@@ -42,8 +42,8 @@ def mortal() -> Iterator[Server]:
     document = dev_config(free_port())
     document["applications"] = [
         document["applications"][0],
-        _model("relayed", survive_replica=True),
-        _model("bare"),
+        fake_model("relayed", survive_replica=True),
+        fake_model("bare"),
     ]
     command = [beside_python("ballast"), "serve"]
     with running(command, document, ("relayed", "bare")) as started:
