@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from deployments import replays
+from deployments import replays, turns
 from deployments.admission import WaitingRoom
 from deployments.course import Move
 from deployments.engines.protocol import Engine, LoadFailed, Step
@@ -119,6 +119,7 @@ class Keeper(Generic[R]):
         entry = self.journal.admit(request_id, request, total_tokens=total_tokens)
         entry.emitted.extend(emitted)
         replays.note(entry)
+        turns.over()
         if not self.is_serving:
             return  # the recovery hands it over with the others
         entry.generation = self.supervisor.generation

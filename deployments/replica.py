@@ -18,6 +18,7 @@ from deployments.guards.api_keys import ApiKeys, load_api_keys
 from deployments.guards.body_limit import BodyLimit
 from deployments.guards.json_guard import JsonGuard
 from deployments.guards.response_time import ResponseTime
+from deployments.guards.turnstile import Turnstile
 from deployments.inference_stream import InferenceStream
 from deployments.learning import Learner
 from deployments.measurements import Measurements
@@ -78,7 +79,7 @@ class Replica:
 
         inner = self._serving.app
         if config.engine == "vllm":  # our own OpenAI layer waits for the engine by itself
-            inner = Admission(inner, admission)
+            inner = Admission(Turnstile(inner), admission)
         api = InferenceStream(inner, model=config.name)
         pages = {"/health": self._health_page, "/status": self._status_page}
         if config.engine != "vllm":  # which has metrics of its own, ours among them

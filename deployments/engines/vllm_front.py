@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from deployments.engines.protocol import Step
 from deployments.engines.vllm import VLLMEngine
 from deployments.engines.vllm_deltas import keep_apart
+from deployments.engines.vllm_prompts import prepare_short_ones_here
 from deployments.engines.vllm_verdicts import refuse
 from deployments.errors import BallastError, LadderExhausted, UnknownOption
 from vram.settings import EngineSettings, owned_settings
@@ -210,6 +211,7 @@ def make_llm(core: JournaledCore, config: "VllmConfig", *, joins_deltas: bool = 
     with _given_core(core):
         llm = AsyncLLM.from_vllm_config(config)
     core.serve(llm)
+    prepare_short_ones_here(llm)
     return llm
 
 

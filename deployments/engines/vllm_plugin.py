@@ -10,11 +10,10 @@ import hashlib
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from deployments.engines import black_box, vllm_faults
+from deployments.engines import black_box, vllm_faults, vllm_wake
 from deployments.engines.leftovers import note_names
 from deployments.engines.vllm_memory import keep_memory_lines
 
@@ -24,9 +23,6 @@ PROMPT = "ballast_prompt"  # in `extra_args`: how many tokens the client's own p
 SHARE_CORES = "BALLAST_SHARE_CORES"  # "1": the model computes on the cores that serve it
 
 _PR_SET_PDEATHSIG = 1
-_SPIN_S = 3e-3  # a step of a small batch is over by then, and waking up costs it a tenth
-_LOOK_AGAIN_S = 50e-6
-_SAME_WAIT_S = 1e-3
 
 
 def register() -> None:
@@ -43,7 +39,7 @@ def register() -> None:
         note_names()
         _resume_requests()
         if os.environ.get(SHARE_CORES) == "1":
-            _spin_less()
+            vllm_wake.install()
 
 
 def _only_looks_at_a_model() -> bool:
@@ -131,32 +127,6 @@ def seed_behind(seed: int, num_emitted: int) -> int:
     """
     words = f"{seed}:{num_emitted}".encode()
     return int.from_bytes(hashlib.blake2b(words, digest_size=4).digest())  # the CPU reads 32 bits
-
-
-def _spin_less() -> None:
-    """Let EngineCore and its workers sleep in the longer waits for each other.
-
-    vLLM's readers look at shared memory as fast as they can, for a second after each message. That
-    saves microseconds beside a GPU; where the model computes on the same cores it costs it one of
-    them. (Waiting for vLLM's own notification instead hangs: it may be dropped.)
-    """
-    from vllm.distributed.device_communicators import shm_broadcast
-
-    spin = shm_broadcast.sched_yield
-    began_s = last_s = 0.0
-
-    def look_again() -> None:
-        nonlocal began_s, last_s
-        now_s = time.monotonic()
-        if now_s - last_s > _SAME_WAIT_S:
-            began_s = now_s
-        if now_s - began_s < _SPIN_S:
-            spin()
-        else:
-            time.sleep(_LOOK_AGAIN_S)
-        last_s = time.monotonic()
-
-    shm_broadcast.sched_yield = look_again
 
 
 def _num_emitted(sampling_params: Any) -> int:

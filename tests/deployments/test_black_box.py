@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments.engines import black_box, vllm_plugin
+from deployments.engines import black_box, vllm_plugin, vllm_wake
 from deployments.engines.black_box import BlackBox
 from deployments.last_words import LastWord, read_lines
 from deployments.oom import death_of
@@ -268,7 +268,7 @@ class Installed:
             (vllm_plugin, "_end_with_parent"),
             (vllm_plugin, "note_names"),
             (vllm_plugin, "_resume_requests"),
-            (vllm_plugin, "_spin_less"),
+            (vllm_wake, "install"),
             (black_box, "_watch_workers"),
         ):
             monkeypatch.setattr(owner, name, lambda *_, name=name: self.did.append(name))

@@ -13,6 +13,7 @@ from deployments.oom import Cause
 from deployments.policy import fixed
 from deployments.restarts import RestartLimit
 from deployments.supervisor import State, Supervisor
+from deployments.turns import Turns
 from vram.ladder import Rung
 
 Ladder = Callable[[int], tuple[Rung, ...]]
@@ -281,4 +282,20 @@ async def test_a_client_that_leaves_while_its_request_is_handed_over_frees_it(
     await asyncio.gather(client, return_exceptions=True)
     assert engine.num_running == 0
     assert len(keeper.journal) == 0
+    await keeper.stop()
+
+
+@pytest.mark.parametrize("is_up", [True, False], ids=["up", "recovering"])
+async def test_a_request_that_is_taken_on_lets_the_next_pass(
+    ladder: Ladder, clients: Clients, is_up: bool
+) -> None:
+    """Long before its answer ends, and also while there is no engine that could give one."""
+    keeper = make_keeper(ladder, clients, Script())
+    if is_up:
+        await keeper.start()
+    line = Turns(limit_s=60.0)
+    async with asyncio.timeout(5):
+        await line.take()
+        await generate(keeper, "a")
+        await line.take()
     await keeper.stop()

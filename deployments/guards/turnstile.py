@@ -1,0 +1,20 @@
+"""Where model calls take their turns; see `deployments.turns`."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from deployments.guards.paths import is_model_call
+from deployments.turns import Turns
+
+
+class Turnstile:
+    """Stands behind whatever may wait for long: the body's end, an engine that recovers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._turns = Turns()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_model_call(scope):
+            return await self._app(scope, receive, send)
+        with await self._turns.take():
+            await self._app(scope, receive, send)
