@@ -79,7 +79,9 @@ class Replica:
 
         inner = self._serving.app
         if config.engine == "vllm":  # our own OpenAI layer waits for the engine by itself
-            inner = Admission(Turnstile(inner), admission)
+            if self._plan.device.kind == "cpu":  # see there for why not beside a GPU
+                inner = Turnstile(inner)
+            inner = Admission(inner, admission)
         api = InferenceStream(inner, model=config.name)
         pages = {"/health": self._health_page, "/status": self._status_page}
         if config.engine != "vllm":  # which has metrics of its own, ours among them

@@ -1,4 +1,8 @@
-"""Where model calls take their turns; see `deployments.turns`."""
+"""Where model calls take their turns; see `deployments.turns`.
+
+For a model that computes on the cores that serve it. A GPU does not wait for long, and an event
+loop that is full of its tokens comes round too seldom to let calls pass one by one: docs/log.md.
+"""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
