@@ -10,8 +10,6 @@ half faster in one minute than in another, and one after the other would measure
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +24,7 @@ from benchmarks.gpu_survival import write_tokenizer
 from benchmarks.load import Load
 from benchmarks.memory.campaign import describe_host, write_models
 from benchmarks.memory.models import CONFIGS
-from benchmarks.servers import Endpoint, RunningServer, ServerKind, Settings, running
+from benchmarks.servers import Endpoint, RunningServer, ServerKind, Settings, all_running
 from benchmarks.serving import run_load
 
 REQUESTS_AT = {1: 8, 64: 384, 256: 1024}  # by concurrency
@@ -70,13 +68,14 @@ def main(
         for level in map(int, concurrency.split(","))
     ]
     measurements: list[report.Measurement] = []
-    with _all_running([_vllm(), _ballast(card)], settings) as servers:
-        for endpoint, server in servers:
+    with all_running([_vllm(), _ballast(card)], settings) as servers:
+        for kind, server in servers:
             warm_up = replace(plans[-1], num_requests=WARM_UP_REQUESTS, seed=-1)
-            run_load(replace(warm_up, base_url=server.url + endpoint.path))
+            run_load(replace(warm_up, base_url=server.url + kind.endpoints[0].path))
         for number in range(rounds):
             # Who is first in one round is second in the next.
-            for endpoint, server in servers[:: 1 - 2 * (number % 2)]:
+            for kind, server in servers[:: 1 - 2 * (number % 2)]:
+                endpoint = kind.endpoints[0]
                 measured = _measure(endpoint, server, plans, number)
                 measurements.append(measured)
                 for result in measured.loads:
@@ -84,20 +83,6 @@ def main(
                 found = report.document(measurements, settings, command=sys.argv, date=date)
                 output.write_text(json.dumps({"host": describe_host(), **found}, indent=1) + "\n")
     console.print(model, report.table(measurements))
-
-
-@contextmanager
-def _all_running(
-    kinds: list[ServerKind], settings: Settings
-) -> Iterator[list[tuple[Endpoint, RunningServer]]]:
-    """One after the other: engines that load at once take each other's memory for their own."""
-    servers = []
-    with ExitStack() as stack:
-        for number, kind in enumerate(kinds):
-            port = settings.port + 100 * number
-            server = stack.enter_context(running(kind, replace(settings, port=port)))
-            servers.append((kind.endpoints[0], server))
-        yield servers
 
 
 def _measure(

@@ -16,6 +16,7 @@ from typing import IO
 import psutil
 
 ENGINE_TITLE = "VLLM::EngineCore"
+MARK = "BENCHMARKED_SERVER"  # which one a process belongs to
 PR_SET_CHILD_SUBREAPER = 36
 ORPHAN_GRACE_S = 5.0  # an EngineCore ends by itself a moment after its parent
 
@@ -76,18 +77,44 @@ def stop_all(leader: subprocess.Popen[bytes], *, grace_s: float) -> int:
     _, leftovers = psutil.wait_procs(descendants(), timeout=ORPHAN_GRACE_S)
     for kind, patience_s in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)):
         remaining = descendants()
-        _signal(remaining, kind)
+        send(remaining, kind)
         psutil.wait_procs(remaining, timeout=patience_s)
     reap_adopted()
     return len(leftovers)
 
 
-def measure() -> Memory | None:
-    """None where no EngineCore tells which process is the one with the HTTP connections.
+def marked(mark: str) -> list[psutil.Process]:
+    """Those of our descendants that belong to one server.
+
+    Their children too: vLLM writes its titles over the environment that tells.
+    """
+    ours = descendants()
+    found = {process.pid for process in ours if _mark_of(process) == mark}
+    while more := {p.pid for p in ours if p.pid not in found and _parent_id(p) in found}:
+        found |= more
+    return [process for process in ours if process.pid in found]
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(MARK)
+    except psutil.NoSuchProcess:  # also a zombie
+        return None
+
+
+def _parent_id(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def measure(mark: str) -> Memory | None:
+    """Of one server; None where no EngineCore tells which process has the HTTP connections.
 
     EngineCore's parent is vLLM's API server, Ray Serve LLM's replica or Ballast's replica.
     """
-    processes = descendants()
+    processes = marked(mark)
     api = _api_process(processes)
     if api is None:
         return None
@@ -157,7 +184,7 @@ def _pss_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def _signal(processes: Iterable[psutil.Process], kind: signal.Signals) -> None:
+def send(processes: Iterable[psutil.Process], kind: signal.Signals) -> None:
     for process in processes:
         try:
             process.send_signal(kind)

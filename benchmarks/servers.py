@@ -5,13 +5,14 @@ Adding one is one entry in SERVERS.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -61,6 +62,7 @@ class ServerKind:
 class RunningServer:
     url: str
     started_in_s: float | None  # None: it ran already
+    mark: str | None = None  # in the environment of each of its processes
 
 
 class ServerFailedError(Exception):
@@ -178,7 +180,9 @@ def running(kind: ServerKind, settings: Settings) -> Iterator[RunningServer]:
     try:
         for endpoint in kind.endpoints:
             _wait_until_ready(endpoint, url, leader, log_path, started_s + START_TIMEOUT_S)
-        yield RunningServer(url=url, started_in_s=time.monotonic() - started_s)
+        yield RunningServer(
+            url=url, started_in_s=time.monotonic() - started_s, mark=_mark_of(settings)
+        )
     except Exception:
         keep_log = True
         raise
@@ -186,6 +190,38 @@ def running(kind: ServerKind, settings: Settings) -> Iterator[RunningServer]:
         processes.stop_all(leader, grace_s=STOP_GRACE_S)
         if not keep_log:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def all_running(
+    kinds: Sequence[ServerKind], settings: Settings
+) -> Iterator[list[tuple[ServerKind, RunningServer]]]:
+    """One is started after the other: engines that load at once take each other's memory for their
+    own.
+    """
+    servers = []
+    with ExitStack() as stack:
+        for number, kind in enumerate(kinds):
+            port = settings.port + 100 * number
+            servers.append((kind, stack.enter_context(running(kind, replace(settings, port=port)))))
+        yield servers
+
+
+@contextmanager
+def paused(servers: Sequence[RunningServer]) -> Iterator[None]:
+    """So that they take nothing from the one that is measured: Ray's daemons never rest."""
+    stopped = [
+        process for server in servers if server.mark for process in processes.marked(server.mark)
+    ]
+    try:
+        processes.send(stopped, signal.SIGSTOP)
+        yield
+    finally:
+        processes.send(stopped, signal.SIGCONT)
+
+
+def _mark_of(settings: Settings) -> str:
+    return f"server at {settings.port}"
 
 
 def _environment(kind: ServerKind, settings: Settings, folder: Path) -> dict[str, str]:
@@ -197,6 +233,7 @@ def _environment(kind: ServerKind, settings: Settings, folder: Path) -> dict[str
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        processes.MARK: _mark_of(settings),
         "BALLAST_STATE": str(folder),  # nothing is remembered from one row to the next
         # A Ray, an HAProxy and sockets of its own, whatever else runs on this machine.
         "RAY_ADDRESS": "local",

@@ -1,6 +1,7 @@
 """Puts the same load on Ballast and on its neighbours, one after the other, and compares.
 
     python -m benchmarks.serving --rounds 3
+    python -m benchmarks.serving --rounds 9 --by-turns --servers vllm,ballast
 
 What is measured and what is not: benchmarks/README.md.
 """
@@ -8,8 +9,9 @@ What is measured and what is not: benchmarks/README.md.
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,14 +31,17 @@ from benchmarks.servers import (
     ServerFailedError,
     ServerKind,
     Settings,
+    all_running,
+    paused,
     running,
 )
 from cluster.demo_model import build_demo_model
 
 REQUESTS_AT = {1: 24, 16: 160, 64: 384}  # by concurrency: about ten seconds each
-WARM_UP_REQUESTS = 64
+WARM_UP_REQUESTS, WARM_UP_LIMIT = 4, 128  # by concurrency
 COMMON_MODEL = "demo"
 BUSY_LIMIT = 0.05  # of all cores, before a server starts
+SETTLE_S = 5.0  # Ray has things to do when it goes on after a pause
 # Wide where it goes to a file: a table cut to 80 columns says nothing.
 console = Console(width=None if sys.stdout.isatty() else 150)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -60,6 +65,9 @@ def main(
     model_folder: Annotated[Path, typer.Option(help="Made where missing.")] = REPOSITORY
     / ".models"
     / "demo",
+    by_turns: Annotated[
+        bool, typer.Option(help="All run from the first to the last round; who waits is paused.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Default: in benchmarks/results.")] = None,
 ) -> None:
     """The same load on each server, one after the other; one table."""
@@ -77,36 +85,25 @@ def main(
     processes.adopt_orphans()
     processes.end_on_sigterm()
     date = datetime.now(UTC)
-    measurements: list[report.Measurement] = []
-    failed = False
-    for round_number in range(rounds):
-        for name, kind in kinds.items():
-            server = (
-                _existing(ballast_url)
-                if ballast_url and name == "ballast"
-                else running(kind, settings)
+    rounds_of_plans = [
+        [
+            Load(
+                base_url="",
+                model="",
+                api=api,
+                concurrency=level,
+                num_requests=round(REQUESTS_AT.get(level, 6 * level) * load_scale),
+                output_tokens=output_tokens,
+                seed=1000 * number + level,
             )
-            busy = processes.busy_share()
-            console.print(f"round {round_number + 1}/{rounds}: {kind.title}", style="bold")
-            if busy > BUSY_LIMIT:
-                console.print(f"  others keep this machine {busy:.0%} busy: no fair figures")
-            plans = [
-                Load(
-                    base_url="",
-                    model="",
-                    api=api,
-                    concurrency=level,
-                    num_requests=round(REQUESTS_AT.get(level, 6 * level) * load_scale),
-                    output_tokens=output_tokens,
-                    seed=1000 * round_number + level,
-                )
-                for level in levels
-            ]
-            try:
-                measurements += _measure(kind, server, plans, round_number, busy)
-            except ServerFailedError as failure:
-                failed = True
-                console.print(f"left out: {failure}", markup=False, highlight=False)
+            for level in levels
+        ]
+        for number in range(rounds)
+    ]
+    if by_turns:
+        measurements, failed = _by_turns(kinds, settings, rounds_of_plans), False
+    else:
+        measurements, failed = _one_by_one(kinds, settings, rounds_of_plans, ballast_url)
     if not measurements:
         raise typer.Exit(1)
     document = report.document(measurements, settings, command=sys.argv, date=date)
@@ -116,6 +113,51 @@ def main(
     console.print(report.table(measurements))
     console.print(f"Written to {path}")
     raise typer.Exit(1 if failed else 0)
+
+
+def _one_by_one(
+    kinds: dict[str, ServerKind],
+    settings: Settings,
+    rounds: list[list[Load]],
+    ballast_url: str | None,
+) -> tuple[list[report.Measurement], bool]:
+    """Each server has the machine for itself; and whether one of them did not start."""
+    measurements: list[report.Measurement] = []
+    failed = False
+    for number, plans in enumerate(rounds):
+        for name, kind in kinds.items():
+            server = (
+                _existing(ballast_url)
+                if ballast_url and name == "ballast"
+                else running(kind, settings)
+            )
+            busy = processes.busy_share()
+            console.print(f"round {number + 1}/{len(rounds)}: {kind.title}", style="bold")
+            if busy > BUSY_LIMIT:
+                console.print(f"  others keep this machine {busy:.0%} busy: no fair figures")
+            try:
+                measurements += _measure(kind, server, plans, number, busy)
+            except ServerFailedError as failure:
+                failed = True
+                console.print(f"left out: {failure}", markup=False, highlight=False)
+    return measurements, failed
+
+
+def _by_turns(
+    kinds: dict[str, ServerKind], settings: Settings, rounds: list[list[Load]]
+) -> list[report.Measurement]:
+    """On a processor that is faster in one minute than in the next: a turn takes half a minute."""
+    measurements: list[report.Measurement] = []
+    with all_running(list(kinds.values()), settings) as servers:
+        for number, plans in enumerate(rounds):
+            # Who is first in one round is last in the next.
+            for kind, server in servers[:: 1 - 2 * (number % 2)]:
+                console.print(f"round {number + 1}/{len(rounds)}: {kind.title}", style="bold")
+                with paused([other for _, other in servers if other is not server]):
+                    time.sleep(SETTLE_S)
+                    busy = processes.busy_share()
+                    measurements += _measure(kind, nullcontext(server), plans, number, busy)
+    return measurements
 
 
 def _chosen(names: str, second_model: bool) -> dict[str, ServerKind]:
@@ -154,8 +196,7 @@ def _measure(
                     model=endpoint.model,
                     num_requests=max(1, round(plan.num_requests * endpoint.load_share)),
                 )
-                warm_up = round(WARM_UP_REQUESTS * endpoint.load_share)
-                fewer = min(warm_up, load.num_requests)
+                fewer = min(WARM_UP_REQUESTS * load.concurrency, WARM_UP_LIMIT, load.num_requests)
                 run_load(replace(load, num_requests=fewer, seed=-load.seed))
                 results.append(run_load(load))
                 console.print("  " + report.sentence(endpoint, results[-1]), highlight=False)
@@ -176,7 +217,7 @@ def _memory(server: RunningServer, endpoint: Endpoint) -> processes.Memory | Non
     """Of the server that we started, for the model that all of them serve."""
     if server.started_in_s is None or endpoint.model != COMMON_MODEL:
         return None
-    return processes.measure()
+    return processes.measure(server.mark) if server.mark else None
 
 
 def run_load(load: Load) -> LoadResult:
