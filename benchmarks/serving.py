@@ -75,6 +75,10 @@ def main(
     levels = [int(level) for level in concurrency.split(",")]
     if api not in ENDPOINTS:
         raise typer.BadParameter(f"{api} is not one of {', '.join(ENDPOINTS)}")
+    if by_turns and ballast_url:
+        raise typer.BadParameter(
+            "--by-turns pauses servers, so it starts all of them: no --ballast-url"
+        )
     build_demo_model(model_folder)
     settings = Settings(
         model_folder=model_folder.resolve(),
@@ -101,7 +105,11 @@ def main(
         for number in range(rounds)
     ]
     if by_turns:
-        measurements, failed = _by_turns(kinds, settings, rounds_of_plans), False
+        try:
+            measurements, failed = _by_turns(kinds, settings, rounds_of_plans), False
+        except ServerFailedError as failure:
+            console.print(f"ended: {failure}", markup=False, highlight=False)
+            raise typer.Exit(1) from None
     else:
         measurements, failed = _one_by_one(kinds, settings, rounds_of_plans, ballast_url)
     if not measurements:
@@ -133,8 +141,7 @@ def _one_by_one(
             )
             busy = processes.busy_share()
             console.print(f"round {number + 1}/{len(rounds)}: {kind.title}", style="bold")
-            if busy > BUSY_LIMIT:
-                console.print(f"  others keep this machine {busy:.0%} busy: no fair figures")
+            _warn_of(busy)
             try:
                 measurements += _measure(kind, server, plans, number, busy)
             except ServerFailedError as failure:
@@ -156,8 +163,14 @@ def _by_turns(
                 with paused([other for _, other in servers if other is not server]):
                     time.sleep(SETTLE_S)
                     busy = processes.busy_share()
+                    _warn_of(busy)
                     measurements += _measure(kind, nullcontext(server), plans, number, busy)
     return measurements
+
+
+def _warn_of(busy: float) -> None:
+    if busy > BUSY_LIMIT:
+        console.print(f"  others keep this machine {busy:.0%} busy: no fair figures")
 
 
 def _chosen(names: str, second_model: bool) -> dict[str, ServerKind]:
@@ -215,9 +228,9 @@ def _measure(
 
 def _memory(server: RunningServer, endpoint: Endpoint) -> processes.Memory | None:
     """Of the server that we started, for the model that all of them serve."""
-    if server.started_in_s is None or endpoint.model != COMMON_MODEL:
+    if server.mark is None or endpoint.model != COMMON_MODEL:
         return None
-    return processes.measure(server.mark) if server.mark else None
+    return processes.measure(server.mark)
 
 
 def run_load(load: Load) -> LoadResult:

@@ -6,6 +6,7 @@ notification is no way to wait there: it passes two more threads and may be drop
 passes none and is queued.
 """
 
+import errno
 import hashlib
 import socket
 import time
@@ -13,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 # The waits for a scheduler's or a sampler's turn are over by then, and sleeping costs them a tenth.
-SPIN_S = 1e-3
+_SPIN_S = 1e-3
 _MAX_READERS = 64
 
 
@@ -41,7 +42,7 @@ def install() -> None:
         now_s = time.monotonic()
         if self.wait_began_s is None:
             self.wait_began_s = now_s
-        if now_s - self.wait_began_s < SPIN_S:
+        if now_s - self.wait_began_s < _SPIN_S:
             shm_broadcast.sched_yield()
         elif self.wake_socket.fileno() in dict(self.poller.poll(timeout_ms)):
             with suppress(BlockingIOError):
@@ -69,8 +70,11 @@ def install() -> None:
 def _bind(wake_socket: socket.socket, notify_address: str) -> None:
     """Each reader of a queue takes the first number that is free."""
     for number in range(_MAX_READERS):
-        with suppress(OSError):
+        try:
             return wake_socket.bind(_address(notify_address, number))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
     raise OSError(f"{_MAX_READERS} processes read {notify_address} already")
 
 

@@ -29,7 +29,8 @@ class Calls:
                     Route("/v1/completions", self._call, methods=["POST"]),
                     Route("/v1/models", self._models),
                 ]
-            )
+            ),
+            limit_s=LONG_S,
         )
 
     async def _call(self, request: Request) -> Response:
