@@ -18,10 +18,11 @@ import typer
 from rich.console import Console
 
 from benchmarks import fault_report, processes, report
+from benchmarks.dev_config import REPOSITORY
 from benchmarks.fault_bench import Bench
 from benchmarks.fault_report import Outcome
 from benchmarks.fault_rows import RAY_SERVERS, ROWS, groups
-from benchmarks.servers import REPOSITORY, Settings
+from benchmarks.servers import Settings
 from cluster.demo_model import build_demo_model
 
 OUTPUT_TOKENS = 48

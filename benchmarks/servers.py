@@ -10,17 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
-import yaml
 
 from benchmarks import processes
+from benchmarks.dev_config import REPOSITORY, write_dev_config
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 300.0
 STOP_GRACE_S = 30.0  # Serve drains its replicas
 BASELINE = "vllm"
@@ -70,26 +70,26 @@ class ServerFailedError(Exception):
 
 
 def _ballast(
-    settings: Settings, folder: Path, *, recovery: Mapping[str, object] | None = None
+    settings: Settings,
+    folder: Path,
+    *,
+    models: Collection[str] = ("demo",),
+    recovery: Mapping[str, object] | None = None,
 ) -> list[str]:
-    """`make serve` on the config that people start with, at our port and with our settings."""
-    config = yaml.safe_load((REPOSITORY / "serve_configs" / "dev.yaml").read_text())
-    config["http_options"]["port"] = settings.port
-    for application in config["applications"]:
-        arguments = application["args"]
-        if "model" in arguments:
-            arguments["model"] = str(settings.model_folder)
-            arguments["max_model_len"] = settings.max_model_len
-            arguments["max_num_seqs"] = settings.max_num_seqs
-            arguments.setdefault("recovery", {}).update(recovery or {})
+    """`make serve` with our settings; by default with one model, as the neighbours have one."""
     path = folder / "dev.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    write_dev_config(
+        path,
+        port=settings.port,
+        model_folder=settings.model_folder,
+        models=models,
+        arguments={
+            "max_model_len": settings.max_model_len,
+            "max_num_seqs": settings.max_num_seqs,
+            "recovery": dict(recovery or {}),
+        },
+    )
     return [program("ballast"), "serve", str(path)]
-
-
-def _ballast_survive(settings: Settings, folder: Path) -> list[str]:
-    """The same with each model behind a relay."""
-    return _ballast(settings, folder, recovery={"survive_replica": True})
 
 
 def _vllm(settings: Settings, folder: Path) -> list[str]:
@@ -119,8 +119,13 @@ SERVERS = {
     "ballast": ServerKind(
         title="Ballast",
         command=_ballast,
+        endpoints=(Endpoint(name="ballast"),),
+    ),
+    "ballast-two": ServerKind(
+        title="Ballast with two models",
+        command=partial(_ballast, models=("demo", "demo-hf")),
         endpoints=(
-            Endpoint(name="ballast"),
+            Endpoint(name="ballast-two"),
             Endpoint(
                 name="demo-hf, own prefix",
                 model="demo-hf",
@@ -137,7 +142,7 @@ SERVERS = {
     ),
     "ballast-survive": ServerKind(
         title="Ballast, recovery.survive_replica",
-        command=_ballast_survive,
+        command=partial(_ballast, recovery={"survive_replica": True}),  # behind a relay
         endpoints=(Endpoint(name="ballast-survive", compared_with="ballast"),),
     ),
     "vllm": ServerKind(

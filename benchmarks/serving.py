@@ -21,10 +21,10 @@ import typer
 from rich.console import Console
 
 from benchmarks import processes, report
+from benchmarks.dev_config import REPOSITORY
 from benchmarks.load import ENDPOINTS, Load
 from benchmarks.load_result import LoadResult
 from benchmarks.servers import (
-    REPOSITORY,
     SERVERS,
     Endpoint,
     RunningServer,
@@ -58,7 +58,6 @@ def main(
     ballast_url: Annotated[
         str | None, typer.Option(help="A Ballast that runs; its memory is not measured.")
     ] = None,
-    second_model: Annotated[bool, typer.Option(help="Ballast's demo-hf as well.")] = True,
     port: Annotated[int, typer.Option(help="Of the servers; the next three are used too.")] = 8100,
     max_num_seqs: Annotated[int, typer.Option(min=1)] = 64,
     omp_threads: Annotated[int, typer.Option(min=1, help="Of each engine.")] = 1,
@@ -71,7 +70,7 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Default: in benchmarks/results.")] = None,
 ) -> None:
     """The same load on each server, one after the other; one table."""
-    kinds = _chosen(servers, second_model)
+    kinds = _chosen(servers)
     levels = [int(level) for level in concurrency.split(",")]
     if api not in ENDPOINTS:
         raise typer.BadParameter(f"{api} is not one of {', '.join(ENDPOINTS)}")
@@ -173,17 +172,11 @@ def _warn_of(busy: float) -> None:
         console.print(f"  others keep this machine {busy:.0%} busy: no fair figures")
 
 
-def _chosen(names: str, second_model: bool) -> dict[str, ServerKind]:
+def _chosen(names: str) -> dict[str, ServerKind]:
     unknown = set(names.split(",")) - set(SERVERS)
     if unknown:
         raise typer.BadParameter(f"unknown {', '.join(unknown)}; known: {', '.join(SERVERS)}")
-    kinds = {name: SERVERS[name] for name in names.split(",")}
-    if second_model:
-        return kinds
-    return {
-        name: replace(kind, endpoints=tuple(e for e in kind.endpoints if e.model == COMMON_MODEL))
-        for name, kind in kinds.items()
-    }
+    return {name: SERVERS[name] for name in names.split(",")}
 
 
 @contextmanager
