@@ -78,6 +78,7 @@ class VLLMEngine:
         # vLLM's front checks requests against the first configuration: its context is today's.
         self.config.model_config.max_model_len = config.model_config.max_model_len
         self._segments = processes.shared_memory_segments(processes.find(self._life))
+        _variables_stay(True)
         self._reader = asyncio.create_task(self._read(self._core, listener))
 
     async def generate(self, request: "EngineCoreRequest", emitted: Sequence[int]) -> None:
@@ -110,6 +111,7 @@ class VLLMEngine:
         await self._end_spawning()
         core, self._core = self._core, None
         if core is not None:
+            _variables_stay(False)  # each life has some of its own
             await asyncio.to_thread(_shut_down, core)
         for segment in self._segments:
             segment.unlink(missing_ok=True)
@@ -172,6 +174,16 @@ class VLLMEngine:
             return ()
         self._black_box.unlink()
         return read_lines(text.splitlines())
+
+
+def _variables_stay(stay: bool) -> None:
+    """Whether vLLM may remember what it read in the environment: it reads some for every token."""
+    from vllm import envs
+
+    if stay:
+        envs.enable_envs_cache()
+    else:
+        envs.disable_envs_cache()
 
 
 def _shut_down(core: Any) -> None:

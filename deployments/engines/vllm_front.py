@@ -43,6 +43,8 @@ _OWNED = frozenset(owned_settings()) | {
     "served_model_name",
 }
 
+_BUSIEST = ("/v1/chat/completions", "/v1/completions")
+
 
 class RequestTaker(Protocol):
     """What is needed of `Keeper[EngineCoreRequest]`."""
@@ -225,6 +227,8 @@ async def make_app(llm: "AsyncLLM", args: Namespace) -> FastAPI:
     tasks = await llm.get_supported_tasks()
     app: FastAPI = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)
+    # Starlette asks one route after the other, twice for a call because vLLM counts it by route.
+    app.router.routes.sort(key=lambda route: getattr(route, "path", None) not in _BUSIEST)
     # vLLM's handler of a dead engine wants to end the uvicorn server; ours is Ray Serve's.
     app.state.server = SimpleNamespace()
     return app

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deployments.engines import black_box, vllm_faults, vllm_wake
+from deployments.engines import black_box, vllm_faults, vllm_groups, vllm_wake
 from deployments.engines.leftovers import note_names
 from deployments.engines.vllm_memory import keep_memory_lines
 
@@ -40,6 +40,7 @@ def register() -> None:
         _resume_requests()
         if os.environ.get(SHARE_CORES) == "1":
             vllm_wake.install()
+            vllm_groups.install()
 
 
 def _only_looks_at_a_model() -> bool:

@@ -6,6 +6,7 @@ mark: an error that begins with `POISON_SENTENCE` is written anew on its way out
 """
 
 import json
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,10 +54,15 @@ class Verdicts:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         head: Message | None = None  # held until the first part of the body says what it is
-        is_over = False
+        has_begun, is_over = False, False
 
-        async def judged_send(message: Message) -> None:
-            nonlocal head, is_over
+        def judged_send(message: Message) -> Awaitable[None]:
+            if has_begun and not is_over and _MARK not in message["body"]:
+                return send(message)  # every event of a stream comes by: no coroutine for it
+            return judge(message)
+
+        async def judge(message: Message) -> None:
+            nonlocal head, has_begun, is_over
             if is_over:
                 return
             if message["type"] == "http.response.start":
@@ -71,6 +77,7 @@ class Verdicts:
             if head is not None:
                 start, head = head, None
                 await send(start)
+                has_begun = True
             await send(message)
 
         await self._app(scope, receive, judged_send)

@@ -1,6 +1,7 @@
 """How large a body may be."""
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 
 from starlette.datastructures import Headers
@@ -61,11 +62,12 @@ class BodyLimit:
             is_over = True
             return {"type": "http.disconnect"}  # the application need not answer any more
 
-        async def counted_send(message: Message) -> None:
+        def counted_send(message: Message) -> Awaitable[None]:
             nonlocal has_started
-            if not is_over or has_started:
-                has_started = True
-                await send(message)
+            if is_over and not has_started:
+                return _nothing()
+            has_started = True
+            return send(message)
 
         try:
             await self._app(scope, counted_receive, counted_send)
@@ -95,6 +97,10 @@ class BodyLimit:
                     num_bytes += len(message.get("body", b""))
                     if not message.get("more_body", False):
                         return
+
+
+async def _nothing() -> None:
+    """What is sent of an answer that is refused."""
 
 
 def _content_length(headers: Headers) -> int:

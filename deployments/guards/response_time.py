@@ -1,7 +1,7 @@
 """What an answer's head says of how it came about: its time, and whether it was replayed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,9 +29,14 @@ class ResponseTime:
         began_s = self._clock()
         entries = replays.begin()
         head: Message | None = None
+        has_begun = False
 
-        async def timed_send(message: Message) -> None:
-            nonlocal head
+        def timed_send(message: Message) -> Awaitable[None]:
+            # Every event of a stream comes by: no coroutine for it.
+            return send(message) if has_begun else begin(message)
+
+        async def begin(message: Message) -> None:
+            nonlocal head, has_begun
             if message["type"] == "http.response.start":
                 head = message
                 return
@@ -44,6 +49,7 @@ class ResponseTime:
                     headers[replays.REPLAYED_HEADER] = replayed
                 start, head = head, None
                 await send(start)
+                has_begun = True
             await send(message)
 
         await self._app(scope, receive, timed_send)

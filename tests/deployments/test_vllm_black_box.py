@@ -62,8 +62,9 @@ async def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 async def test_an_engine_says_why_it_does_not_start_and_what_was_in_the_step_that_ended_it(
-    engine: VLLMEngine,
+    engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from vllm import envs
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine import EngineCoreRequest
 
@@ -107,3 +108,9 @@ async def test_an_engine_says_why_it_does_not_start_and_what_was_in_the_step_tha
         requests=("request-1",),
     )
     assert death.message.startswith("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate")
+
+    # What vLLM has read in the environment it remembers for a life, and no longer.
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", "of the next life")
+    assert envs.VLLM_RPC_BASE_PATH != "of the next life"
+    await engine.stop()
+    assert envs.VLLM_RPC_BASE_PATH == "of the next life"
