@@ -57,7 +57,7 @@ class Verdicts:
         has_begun, is_over = False, False
 
         def judged_send(message: Message) -> Awaitable[None]:
-            if has_begun and not is_over and _MARK not in message["body"]:
+            if has_begun and not is_over and _MARK not in message.get("body", b""):
                 return send(message)  # every event of a stream comes by: no coroutine for it
             return judge(message)
 
